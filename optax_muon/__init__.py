@@ -1,0 +1,29 @@
+"""Muon for JAX: one optax gradient transformation, right on every leaf.
+
+The pipeline, in the order of the code:
+
+    gradient -> route (_routing, _resolution) -> momentum (_momentum)
+      -> [ view as matrices -> stack (_stacking) -> orthogonalize (_orthogonalize)
+           -> unstack -> normalize neurons (_normalize) -> scale by shape (_scaling) ]
+      -> decay (_decay) -> learning rate -> update
+
+Convention: a matrix is [fan_in, fan_out], as Flax kernels are.
+"""
+
+from optax_muon._muon import MuonState as MuonState
+from optax_muon._muon import find_state as find_state
+from optax_muon._muon import scale_by_muon as scale_by_muon
+from optax_muon._normalize import normalize_neurons as normalize_neurons
+from optax_muon._orthogonalize import NewtonSchulz as NewtonSchulz
+from optax_muon._orthogonalize import Qdwh as Qdwh
+from optax_muon._orthogonalize import Svd as Svd
+from optax_muon._orthogonalize import orthogonalize as orthogonalize
+from optax_muon._plan import plan as plan
+from optax_muon._polynomials import COEFFICIENTS as COEFFICIENTS
+from optax_muon._recipes import muon as muon
+from optax_muon._routing import MatrixAxes as MatrixAxes
+from optax_muon._routing import UndecidedLeafError as UndecidedLeafError
+from optax_muon._routing import flax_matrix_axes as flax_matrix_axes
+from optax_muon._routing import stacked as stacked
+from optax_muon._scaling import scale_by_shape as scale_by_shape
+from optax_muon._shampoo import scale_by_shampoo as scale_by_shampoo

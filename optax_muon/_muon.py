@@ -1,0 +1,206 @@
+"""scale_by_muon: momentum, then orthogonalization, then a scale by shape."""
+
+from functools import partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_muon import _checks
+from optax_muon._momentum import MOMENTUM_FORMS, accumulate
+from optax_muon._orthogonalize import (
+    NewtonSchulz,
+    OrthogonalizerLike,
+    check_orthogonalizer,
+    orthogonalize,
+)
+from optax_muon._resolution import MatrixAxesLike, matrix_views
+from optax_muon._routing import MatrixView, path_names
+from optax_muon._scaling import ScaleRule, as_scale_rule, scale_factor
+from optax_muon._serialization import register_state
+from optax_muon._stacking import map_stacks
+
+
+# Not mappable: chex's default would make it a Mapping that unpacks to field names.
+@register_state
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class MuonState:
+    """State of `scale_by_muon`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far; schedules read it.
+      momentum: the trace, a tree like the parameters.
+    """
+
+    count: Any
+    momentum: Any
+
+
+def scale_by_muon(
+    momentum: _checks.Scalar | optax.Schedule = 0.95,
+    *,
+    nesterov: bool = True,
+    momentum_form: str = "ema",
+    momentum_dtype: Any = None,
+    orthogonalizer: OrthogonalizerLike = NewtonSchulz(),
+    scale: str | ScaleRule | None = "width",
+    matrix_axes: MatrixAxesLike = None,
+) -> optax.GradientTransformation:
+    """Momentum orthogonalized by Newton-Schulz, for trees of matrices.
+
+    With trace M, gradient G and coefficient mu, for every matrix [fan_in, fan_out]:
+
+      M <- mu M + (1 - mu) G             ("ema"; "heavy_ball": mu M + G)
+      D = mu M + (1 - mu) G if nesterov else M       (heavy ball: mu M + G)
+      update = scale(fan_in, fan_out) polar(D)
+
+    The sign is the gradient's: chain with `optax.scale_by_learning_rate`.
+
+    Args:
+      momentum: mu in [0, 1]: a float, a scalar array, or a schedule of the step.
+      nesterov: whether D looks one gradient ahead.
+      momentum_form: "ema" or "heavy_ball".
+      momentum_dtype: dtype of the stored trace; None keeps each parameter's own. The
+        arithmetic is at least float32.
+      orthogonalizer: `NewtonSchulz(...)`, `Svd()`, `Qdwh()`, or a function from
+        [..., m, n] to [..., m, n]. It sees [batch, fan_in, fan_out].
+      scale: "width" sqrt(max(1, out/in)), "mup" sqrt(out/in), "adam_rms"
+        0.2 sqrt(max(in, out)), "sqrt_max" sqrt(max(in, out)), a function
+        f(fan_in, fan_out) -> float, or None for the polar factor itself.
+      matrix_axes: which axes of a leaf form its matrix: a rule
+        (path, leaf) -> MatrixAxes, a tree (or tree prefix) of MatrixAxes, or None for
+        `flax_matrix_axes`. Every leaf must be a matrix; `muon` routes the others.
+
+    Returns:
+      A transformation whose state is a `MuonState`. Updates have the dtype and shape of
+      the gradients. A gradient of zeros gives zeros; NaN and Inf stay in their matrix.
+
+    Raises:
+      ValueError, TypeError: bad arguments; at init, one error that lists every leaf
+        that is undecided or no matrix; at update, gradients unlike the state.
+
+    >>> tx = optax.chain(scale_by_muon(), optax.scale_by_learning_rate(0.02))
+    >>> params = {"kernel": jnp.eye(2, 3)}
+    >>> state = tx.init(params)
+    >>> updates, state = tx.update({"kernel": jnp.ones((2, 3))}, state, params)
+    >>> updates["kernel"].shape
+    (2, 3)
+
+    References:
+      Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024.
+      Bernstein, Newhouse, Old Optimizer, New Norm: An Anthology, arXiv 2409.20325.
+    """
+    _checks.check_scalar("momentum", momentum, low=0.0, high=1.0)
+    _checks.check_bool("nesterov", nesterov)
+    _checks.check_choice("momentum_form", momentum_form, MOMENTUM_FORMS)
+    check_orthogonalizer(orthogonalizer)
+    stored_dtype = _checks.float_dtype("momentum_dtype", momentum_dtype)
+    scale_rule = as_scale_rule(scale)
+
+    def init(params: Any) -> Any:
+        matrix_views(params, matrix_axes, "scale_by_muon")
+        return MuonState(
+            count=jnp.zeros([], jnp.int32),
+            momentum=optax.tree.zeros_like(params, dtype=stored_dtype),
+        )
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        _check_alike(updates, state.momentum)
+        views = matrix_views(updates, matrix_axes, "scale_by_muon")
+        gradients, treedef = jax.tree.flatten(updates)
+        traces, trace_treedef = jax.tree.flatten(state.momentum)
+        steps, traces = _step(
+            gradients,
+            traces,
+            momentum(state.count) if callable(momentum) else momentum,
+            views=views,
+            form=momentum_form,
+            nesterov=nesterov,
+            orthogonalizer=orthogonalizer,
+            factors=tuple(scale_factor(scale_rule, *view.fans) for view in views),
+        )
+        return jax.tree.unflatten(treedef, steps), MuonState(
+            count=optax.safe_increment(state.count),
+            momentum=jax.tree.unflatten(trace_treedef, traces),
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+# Compiled at module level, so that optimizers of one configuration share a program:
+# optax.inject_hyperparams builds a new one at every step.
+@partial(
+    jax.jit,
+    static_argnames=("views", "form", "nesterov", "orthogonalizer", "factors"),
+)
+def _step(
+    gradients: list[jax.Array],
+    traces: list[jax.Array],
+    decay: jax.typing.ArrayLike,
+    *,
+    views: tuple[MatrixView, ...],
+    form: str,
+    nesterov: bool,
+    orthogonalizer: OrthogonalizerLike,
+    factors: tuple[float, ...],
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The step and the new trace of every leaf."""
+    new = [
+        accumulate(g, m, decay, form=form, nesterov=nesterov)
+        for g, m in zip(gradients, traces, strict=True)
+    ]
+    polar = map_stacks(
+        partial(orthogonalize, orthogonalizer=orthogonalizer),
+        [direction for _, direction in new],
+        views,
+    )
+    steps = [
+        (factor * p).astype(g.dtype)
+        for factor, p, g in zip(factors, polar, gradients, strict=True)
+    ]
+    return steps, [trace for trace, _ in new]
+
+
+def _check_alike(updates: Any, momentum: Any) -> None:
+    """Raise unless the gradients have the structure and shapes of the momentum."""
+    got, expected = (
+        {"/".join(path_names(path)): jnp.shape(leaf) for path, leaf in flat}
+        for flat, _ in map(jax.tree_util.tree_flatten_with_path, (updates, momentum))
+    )
+    if got == expected:
+        return
+    names = sorted(got.keys() ^ expected.keys()) or [
+        f"{name}: {got[name]} against {expected[name]}"
+        for name in got
+        if got[name] != expected[name]
+    ]
+    raise ValueError(
+        "The gradients are unlike the state of scale_by_muon, which was made by "
+        f"init(params). They differ in: {', '.join(names)}. Call init again with the "
+        "parameters that are trained now, or restore the state that fits them."
+    )
+
+
+def find_state(opt_state: Any) -> MuonState:
+    """The `MuonState` in any nesting of optax states.
+
+    `optax.tree.get` does not look into dataclasses: it returns None for their fields.
+
+    Raises:
+      ValueError: there is none, or more than one.
+
+    >>> tx = optax.chain(optax.clip_by_global_norm(1.0), scale_by_muon())
+    >>> find_state(tx.init({"kernel": jnp.ones((2, 3))})).momentum["kernel"].shape
+    (2, 3)
+    """
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, MuonState))
+    found = [leaf for leaf in leaves if isinstance(leaf, MuonState)]
+    if len(found) != 1:
+        raise ValueError(
+            f"opt_state holds {len(found)} MuonState, expected exactly one; pass the "
+            "part of the state (for optax.partition, of `inner_states`) that holds it."
+        )
+    return found[0]

@@ -1,0 +1,189 @@
+"""From a rule or a tree of axes to a decision for every leaf, or one error for all."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_muon._routing import (
+    MatrixAxes,
+    MatrixView,
+    Path,
+    Rule,
+    UndecidedLeafError,
+    flax_matrix_axes,
+    path_names,
+)
+
+MatrixAxesLike = Rule | MatrixAxes | Any | None
+"""A rule, a tree (or tree prefix) of MatrixAxes | None, or None: `flax_matrix_axes`."""
+
+MUON, ADAM = "muon", "adamw"
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """The decision for one leaf: `view` is how Muon sees it, None sends it to AdamW."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    view: MatrixView | None
+
+
+def routes(tree: Any, matrix_axes: MatrixAxesLike = None) -> list[Route]:
+    """The decision for each leaf of `tree`, in the order of its leaves.
+
+    Raises:
+      ValueError: lists every leaf that is undecided, or that no optimizer can take,
+        with path, shape, reason and remedy.
+      TypeError: `matrix_axes` of another type.
+    """
+    rule = _as_rule(tree, matrix_axes)
+    found, failures = [], []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = "/".join(path_names(path)) or "(root)"
+        shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+        try:
+            view = _view(rule, path, jax.ShapeDtypeStruct(shape, dtype))
+            found.append(Route(name, shape, dtype, view))
+        except ValueError as error:
+            failures.append(f"  {name}  {shape} {dtype}: {error}")
+    if failures:
+        raise ValueError(_undecided(failures))
+    return found
+
+
+def labels(tree: Any, matrix_axes: MatrixAxesLike = None) -> Any:
+    """A tree of "muon" and "adamw", as `optax.partition` takes it."""
+    decided = routes(tree, matrix_axes)
+    return jax.tree.unflatten(
+        jax.tree.structure(tree), [ADAM if r.view is None else MUON for r in decided]
+    )
+
+
+def matrix_views(
+    tree: Any, matrix_axes: MatrixAxesLike, transformation: str
+) -> tuple[MatrixView, ...]:
+    """The view of every leaf, for transformations that can only take matrices.
+
+    Raises:
+      ValueError: as `routes`; or lists the leaves that are no matrices.
+    """
+    decided = routes(tree, matrix_axes)
+    vectors = [f"  {r.path}  {r.shape}" for r in decided if r.view is None]
+    if vectors:
+        raise ValueError(
+            f"{transformation} takes matrices, but matrix_axes sends these leaves to "
+            "AdamW:\n" + "\n".join(vectors) + "\nUse optax_muon.muon, which does that; "
+            "or optax.partition / optax.masked to keep them out of "
+            f"{transformation}; or name their axes in matrix_axes, for example "
+            "MatrixAxes(fan_in=0, fan_out=()) for a vector as one column."
+        )
+    return tuple(r.view for r in decided if r.view is not None)
+
+
+def _view(rule: Rule, path: Path, leaf: jax.ShapeDtypeStruct) -> MatrixView | None:
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        raise UndecidedLeafError(
+            "complex leaves are not supported; keep real and imaginary parts apart"
+        )
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise UndecidedLeafError(
+            "no floating dtype, so it has no gradient; keep it out of the parameters, "
+            "or mask it with optax.masked"
+        )
+    axes = rule(path, leaf)
+    if axes is None:
+        return None
+    if not isinstance(axes, MatrixAxes):
+        raise TypeError(
+            f"matrix_axes gave {axes!r} for {'/'.join(path_names(path))!r}; a rule "
+            "must return a MatrixAxes, or None for AdamW."
+        )
+    return axes.view(leaf.shape)
+
+
+def _undecided(failures: Iterable[str]) -> str:
+    return (
+        "optax_muon cannot decide how to optimize these leaves:\n"
+        + "\n".join(failures)
+        + "\nPass matrix_axes=, either a rule (path, leaf) -> MatrixAxes | None (None: "
+        "AdamW) that decides them, such as optax_muon.stacked('layers') for layers "
+        "stacked by nn.scan, nnx.scan or vmap; or a tree of MatrixAxes | None like the "
+        "parameters, such as MatrixAxes(fan_in=0, fan_out=(1, 2)) for a projection to "
+        "(heads, head_dim). optax_muon.plan(params, matrix_axes) shows the outcome."
+    )
+
+
+def _as_rule(tree: Any, matrix_axes: MatrixAxesLike) -> Rule:
+    if matrix_axes is None:
+        return flax_matrix_axes
+    if isinstance(matrix_axes, type):
+        raise TypeError(
+            f"matrix_axes={matrix_axes!r} is a class; pass an instance, MatrixAxes()."
+        )
+    if callable(matrix_axes):
+        return matrix_axes
+    return _rule_from_tree(tree, matrix_axes)
+
+
+def _rule_from_tree(tree: Any, axes_tree: Any) -> Rule:
+    """A rule that looks a leaf's path up in a tree of axes.
+
+    By path, not by structure: masks replace leaves, and NNX passes variables to `init`
+    but bare arrays to `update`.
+    """
+    entries = dict(_by_names(axes_tree, lambda x: x is None or _is_axes(x)))
+    bad = {
+        "/".join(k): v for k, v in entries.items() if v is not None and not _is_axes(v)
+    }
+    if bad:
+        raise TypeError(
+            f"matrix_axes holds leaves that are neither MatrixAxes nor None: {bad}."
+        )
+    known = [names for names, _ in _by_names(tree, _is_hole)]
+    unused = [
+        "/".join(entry)
+        for entry in entries
+        if not any(_nested(entry, names) for names in known)
+    ]
+    if unused:
+        raise ValueError(
+            f"matrix_axes names {unused}, which the parameters lack; it must be a tree "
+            "(or tree prefix) of MatrixAxes | None like the parameters."
+        )
+
+    def rule(path: Path, leaf: Any) -> MatrixAxes | None:
+        del leaf
+        names = path_names(path)
+        for length in range(len(names), -1, -1):
+            if names[:length] in entries:
+                return entries[names[:length]]
+        raise UndecidedLeafError("the tree matrix_axes has no entry for it")
+
+    return rule
+
+
+def _by_names(
+    tree: Any, is_leaf: Callable[[Any], bool]
+) -> list[tuple[tuple[str, ...], Any]]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    return [(path_names(path), leaf) for path, leaf in flat]
+
+
+def _is_axes(x: Any) -> bool:
+    return isinstance(x, MatrixAxes)
+
+
+def _is_hole(x: Any) -> bool:
+    return x is None or isinstance(x, optax.MaskedNode)
+
+
+def _nested(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    length = min(len(one), len(other))
+    return one[:length] == other[:length]

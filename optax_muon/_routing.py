@@ -1,0 +1,203 @@
+"""Which leaf is a matrix, and along which axes: `MatrixAxes`, rules, combinators.
+
+A rule is a function (path, leaf) -> MatrixAxes | None: the matrix axes of a leaf that
+Muon takes, None for a leaf that goes to AdamW. A rule that cannot tell raises
+`UndecidedLeafError`; all such leaves are then reported in one error.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+Path = tuple[Any, ...]
+
+
+class UndecidedLeafError(ValueError):
+    """Raised by a rule for a leaf that it cannot decide; its text is the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixAxes:
+    """The axes of a leaf that form a matrix [fan_in, fan_out]; the others are a batch.
+
+    Attributes:
+      fan_in: axis or axes over the inputs, merged in this order; () is a length of 1.
+      fan_out: likewise over the outputs. Negative axes count from the end.
+
+    >>> MatrixAxes(fan_in=0, fan_out=(1, 2))  # attention's query: d -> heads, head_dim
+    MatrixAxes(fan_in=(0,), fan_out=(1, 2))
+    """
+
+    fan_in: int | tuple[int, ...] = 0
+    fan_out: int | tuple[int, ...] = 1
+
+    def __post_init__(self) -> None:
+        for side in ("fan_in", "fan_out"):
+            value = getattr(self, side)
+            axes = (value,) if isinstance(value, int) else tuple(value)
+            if not all(isinstance(a, int) and not isinstance(a, bool) for a in axes):
+                raise TypeError(f"{side}={value!r} must be an int or a tuple of ints.")
+            object.__setattr__(self, side, axes)
+
+    def view(self, shape: tuple[int, ...]) -> "MatrixView":
+        """These axes on a leaf of `shape`.
+
+        Raises:
+          ValueError: an axis that the shape lacks, or that is named twice.
+        """
+        rank = len(shape)
+        fan_in, fan_out = (
+            tuple(a + rank if a < 0 else a for a in side)  # type: ignore[union-attr]
+            for side in (self.fan_in, self.fan_out)
+        )
+        used = fan_in + fan_out
+        if not all(0 <= a < rank for a in used) or len(set(used)) < len(used):
+            raise ValueError(f"{self} does not fit a leaf of shape {shape}")
+        batch = tuple(a for a in range(rank) if a not in used)
+        return MatrixView(shape, batch, fan_in, fan_out)
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixView:
+    """A leaf's shape with its batch, fan-in and fan-out axes, all non-negative."""
+
+    shape: tuple[int, ...]
+    batch_axes: tuple[int, ...]
+    fan_in_axes: tuple[int, ...]
+    fan_out_axes: tuple[int, ...]
+
+    @property
+    def matrices(self) -> tuple[int, int, int]:
+        """Shape [batch, fan_in, fan_out] of the leaf seen as matrices."""
+        batch, fan_in, fan_out = (
+            math.prod(self.shape[a] for a in axes)
+            for axes in (self.batch_axes, self.fan_in_axes, self.fan_out_axes)
+        )
+        return batch, fan_in, fan_out
+
+    @property
+    def fans(self) -> tuple[int, int]:
+        """(fan_in, fan_out)."""
+        return self.matrices[1:]
+
+
+Rule = Callable[[Path, Any], MatrixAxes | None]
+
+
+def path_names(path: Path) -> tuple[str, ...]:
+    """The names along a key path, without the `.value` that NNX variables end in."""
+    last = path[-1] if path else None
+    if isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value":
+        path = path[:-1]
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+# Words in the name of a parameter, or of the module that owns it. AdamW takes these
+# whatever their rank: attention's biases have rank 2, stacked norms too.
+_NO_MATRIX_PARAMETER = {"bias", "scale", "embedding", "embeddings", "embed", "pos"}
+_EMBEDDING_MODULE = {"embed", "embedding", "embeddings", "embedder", "wte", "wpe"}
+_HEAD_MODULE = {"head", "logits", "unembed", "unembedding", "classifier", "readout"}
+_CONVOLUTION = {"conv", "convs", "convolution"}
+
+
+def _words(name: str) -> list[str]:
+    """Lower-case words of CamelCase, snake_case and numbered names."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
+
+
+def flax_matrix_axes(path: Path, leaf: Any) -> MatrixAxes | None:
+    """The default rule: decides by Flax's names (Linen and NNX), then by rank.
+
+    AdamW takes vectors and scalars, biases and norm scales of any rank, embeddings,
+    output heads (modules named `head`, `lm_head`, `logits`, `classifier`, ...), and
+    convolutions with one input channel a group: those are depthwise, where no
+    matrix mixes channels, or read a one-channel image, an input layer.
+
+    Muon takes 2-D kernels [fan_in, fan_out]; convolutions [*window, in, out] as
+    [window * in, out]; attention's query, key and value [d, heads, head_dim] as
+    [d, heads * head_dim], and its out [heads, head_dim, d] as [heads * head_dim, d].
+
+    Args:
+      path: jax's key path of the leaf.
+      leaf: anything with a shape.
+
+    Returns:
+      The matrix axes, or None for AdamW.
+
+    Raises:
+      UndecidedLeafError: names and rank do not tell, as for layers stacked by
+        `nn.scan` or `nnx.scan` (see `stacked`), or 2-D leaves named `weight`, which
+        hold [fan_out, fan_in] in other libraries.
+    """
+    names = path_names(path)
+    owners = [name for name in names[:-1] if not name.isdigit()]
+    parameter = names[-1] if names else ""
+    owner = owners[-1] if owners else ""
+    owner_words = _words(owner)
+    rank = len(leaf.shape)
+    if (
+        rank < 2
+        or _NO_MATRIX_PARAMETER & set(_words(parameter))
+        or _EMBEDDING_MODULE & set(owner_words)
+        or _EMBEDDING_MODULE & set(_words(parameter))
+        or _HEAD_MODULE & set(owner_words[-1:])
+    ):
+        return None
+    if rank == 2 and parameter != "weight":
+        return MatrixAxes(0, 1)
+    if rank == 3 and owner in ("query", "key", "value"):
+        return MatrixAxes(0, (1, 2))
+    if rank == 3 and owner == "out":
+        return MatrixAxes((0, 1), 2)
+    if 3 <= rank <= 5 and _CONVOLUTION & set(owner_words):
+        depthwise_or_input = leaf.shape[-2] == 1
+        return None if depthwise_or_input else MatrixAxes(tuple(range(rank - 1)), -1)
+    if rank == 2:
+        raise UndecidedLeafError("'weight' may be [fan_out, fan_in], as in PyTorch")
+    raise UndecidedLeafError(f"rank {rank}: no attention or convolution by its names")
+
+
+def stacked(pattern: str, axis: int = 0, inner: Rule = flax_matrix_axes) -> Rule:
+    """A rule for layers stacked along `axis` by `nn.scan`, `nnx.scan` or `vmap`.
+
+    Under paths that match, `inner` sees the leaf without that axis, which becomes a
+    batch axis: every layer stays a matrix of its own. Other leaves go to `inner` as
+    they are.
+
+    Args:
+      pattern: regular expression for one whole path component, or several joined
+        by "/": "layers", "block_.*", "decoder/layers".
+      axis: the stacked axis in the leaf; negative ones count from the end.
+      inner: the rule for one layer.
+
+    >>> import optax_muon
+    >>> shape = jax.ShapeDtypeStruct((12, 64, 256), "float32")
+    >>> print(optax_muon.plan({"layers": {"up": {"kernel": shape}}},
+    ...       optax_muon.stacked("layers")).leaves[0].matrix)
+    (64, 256)
+    """
+    whole = re.compile(f"(?:^|/)(?:{pattern})(?:/|$)")
+
+    def rule(path: Path, leaf: Any) -> MatrixAxes | None:
+        if not whole.search("/".join(path_names(path))):
+            return inner(path, leaf)
+        rank = len(leaf.shape)
+        at = axis + rank if axis < 0 else axis
+        if not 0 <= at < rank:
+            raise UndecidedLeafError(f"stacked({pattern!r}, axis={axis}): no such axis")
+        shape = leaf.shape[:at] + leaf.shape[at + 1 :]
+        axes = inner(path, jax.ShapeDtypeStruct(shape, leaf.dtype))
+        if axes is None:
+            return None
+        view = axes.view(shape)
+        fan_in, fan_out = (
+            tuple(a + (a >= at) for a in side)
+            for side in (view.fan_in_axes, view.fan_out_axes)
+        )
+        return MatrixAxes(fan_in, fan_out)
+
+    return rule

@@ -1,0 +1,93 @@
+"""Scale rules: the factor of a polar factor, from its fan-in and fan-out."""
+
+import math
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_muon._resolution import MatrixAxesLike, matrix_views
+
+ScaleRule = Callable[[int, int], float]
+
+
+def _width(fan_in: int, fan_out: int) -> float:
+    """sqrt(max(1, fan_out / fan_in)): K. Jordan's muon.py, 2024."""
+    return math.sqrt(max(1, fan_out / fan_in))
+
+
+def _mup(fan_in: int, fan_out: int) -> float:
+    """sqrt(fan_out / fan_in): unit RMS-to-RMS norm (Bernstein, Newhouse, 2024)."""
+    return math.sqrt(fan_out / fan_in)
+
+
+def _adam_rms(fan_in: int, fan_out: int) -> float:
+    """0.2 sqrt(max(fan_in, fan_out)): entries as large as AdamW's, so that its learning
+    rate and weight decay carry over (Moonlight, arXiv 2502.16982, equation 4)."""
+    return 0.2 * math.sqrt(max(fan_in, fan_out))
+
+
+def _sqrt_max(fan_in: int, fan_out: int) -> float:
+    """sqrt(max(fan_in, fan_out)): entries of RMS 1."""
+    return math.sqrt(max(fan_in, fan_out))
+
+
+SCALE_RULES: Mapping[str, ScaleRule] = types.MappingProxyType(
+    {"width": _width, "mup": _mup, "adam_rms": _adam_rms, "sqrt_max": _sqrt_max}
+)
+
+
+def as_scale_rule(scale: str | ScaleRule | None) -> ScaleRule | None:
+    """The function that `scale` names; functions and None stay what they are."""
+    if scale is None or (callable(scale) and not isinstance(scale, type)):
+        return scale
+    if isinstance(scale, str) and scale in SCALE_RULES:
+        return SCALE_RULES[scale]
+    names = ", ".join(repr(name) for name in SCALE_RULES)
+    raise ValueError(
+        f"scale={scale!r} is not known; pass one of {names}, a function "
+        "f(fan_in, fan_out) -> float, or None for the bare polar factor."
+    )
+
+
+def scale_factor(rule: ScaleRule | None, fan_in: int, fan_out: int) -> float:
+    """The factor of a fan_in x fan_out matrix; empty matrices have none to scale."""
+    if rule is None or fan_in == 0 or fan_out == 0:
+        return 1.0
+    return float(rule(fan_in, fan_out))
+
+
+def scale_by_shape(
+    rule: str | ScaleRule | None, matrix_axes: MatrixAxesLike = None
+) -> optax.GradientTransformation:
+    """Multiply each leaf by a factor of its matrix's fan-in and fan-out. No state.
+
+    Args:
+      rule: "width" sqrt(max(1, out/in)), "mup" sqrt(out/in), "adam_rms"
+        0.2 sqrt(max(in, out)), "sqrt_max" sqrt(max(in, out)), or a function
+        f(fan_in, fan_out) -> float. None changes nothing.
+      matrix_axes: as in `scale_by_muon`.
+
+    Raises:
+      ValueError: an unknown rule; leaves that are no matrices.
+    """
+    factor_of = as_scale_rule(rule)
+
+    def init(params: Any) -> Any:
+        matrix_views(params, matrix_axes, "scale_by_shape")
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        leaves, treedef = jax.tree.flatten(updates)
+        views = matrix_views(updates, matrix_axes, "scale_by_shape")
+        scaled = [
+            jnp.asarray(scale_factor(factor_of, *view.fans), leaf.dtype) * leaf
+            for leaf, view in zip(leaves, views, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, scaled), state
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,43 @@
+"""Lets flax.serialization see inside the states, which are chex dataclasses.
+
+Unregistered, `to_bytes` fails on them and `to_state_dict` quietly returns the object.
+Flax is optional: without it there is nothing to register.
+"""
+
+import dataclasses
+from typing import Any
+
+try:
+    from flax import serialization
+except ImportError:
+    serialization = None  # type: ignore[assignment]
+
+
+def register_state(cls: Any) -> Any:
+    """Class decorator: registers the dataclass `cls` with flax.serialization."""
+    if serialization is not None:
+        serialization.register_serialization_state(cls, _to_dict, _from_dict)
+    return cls
+
+
+def _to_dict(state: Any) -> dict[str, Any]:
+    return {
+        field.name: serialization.to_state_dict(getattr(state, field.name))
+        for field in dataclasses.fields(state)
+    }
+
+
+def _from_dict(state: Any, stored: dict[str, Any]) -> Any:
+    names = {field.name for field in dataclasses.fields(state)}
+    if set(stored) != names:
+        raise ValueError(
+            f"The stored {type(state).__name__} has fields {sorted(stored)}, expected "
+            f"{sorted(names)}: it was written by another optimizer or version."
+        )
+    return dataclasses.replace(
+        state,
+        **{
+            name: serialization.from_state_dict(getattr(state, name), part, name)
+            for name, part in stored.items()
+        },
+    )

@@ -1,0 +1,110 @@
+"""Shampoo, with and without accumulation: where Muon's polar factor comes from."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_muon import _checks
+from optax_muon._exact import inverse_root
+from optax_muon._resolution import MatrixAxesLike, matrix_views
+from optax_muon._routing import MatrixView
+from optax_muon._serialization import register_state
+from optax_muon._stacking import as_matrices, from_matrices
+
+
+@register_state
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class ShampooState:
+    """State of `scale_by_shampoo` with accumulation.
+
+    Attributes:
+      left, right: a tree like the parameters of sums [batch, fan_in, fan_in] of G G^T
+        and [batch, fan_out, fan_out] of G^T G, at least float32.
+    """
+
+    left: Any
+    right: Any
+
+
+def scale_by_shampoo(
+    *, accumulate: bool = True, matrix_axes: MatrixAxesLike = None
+) -> optax.GradientTransformation:
+    """Shampoo: L^(-1/4) G R^(-1/4) for every matrix G [fan_in, fan_out].
+
+      L <- L + G G^T,  R <- R + G^T G      (accumulate=True, from L = R = 0)
+      L = G G^T,       R = G^T G           (accumulate=False)
+
+    Without accumulation the update is the polar factor U_r V_r^T of G: exact Muon with
+    no momentum. Roots are taken on the range of L and R (Moore-Penrose), so that no
+    epsilon blurs the identity; eigenvalues below rounding count as zero, which in
+    float32 drops singular values below about 1e-3 of the largest.
+
+    Args:
+      accumulate: whether statistics add up over the steps.
+      matrix_axes: as in `scale_by_muon`.
+
+    Returns:
+      A transformation; updates keep the gradients' sign, shape and dtype.
+
+    References:
+      Gupta, Koren, Singer, Shampoo, arXiv 1802.09568, 2018.
+      Bernstein, Newhouse, Old Optimizer, New Norm: An Anthology, arXiv 2409.20325.
+    """
+    _checks.check_bool("accumulate", accumulate)
+
+    def stacks(tree: Any) -> tuple[list[jax.Array], tuple[MatrixView, ...]]:
+        views = matrix_views(tree, matrix_axes, "scale_by_shampoo")
+        leaves = jax.tree.leaves(tree)
+        return [as_matrices(x, v) for x, v in zip(leaves, views, strict=True)], views
+
+    def init(params: Any) -> Any:
+        zeros, _ = stacks(optax.tree.zeros_like(params))
+        if not accumulate:
+            return optax.EmptyState()
+        treedef = jax.tree.structure(params)
+        return ShampooState(
+            left=jax.tree.unflatten(treedef, [_gram(g) for g in zeros]),
+            right=jax.tree.unflatten(treedef, [_gram(g.mT) for g in zeros]),
+        )
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        gradients, views = stacks(updates)
+        left, right = [_gram(g) for g in gradients], [_gram(g.mT) for g in gradients]
+        if accumulate:
+            left = _add(jax.tree.leaves(state.left), left)
+            right = _add(jax.tree.leaves(state.right), right)
+            treedef = jax.tree.structure(state.left)
+            state = ShampooState(
+                left=jax.tree.unflatten(treedef, left),
+                right=jax.tree.unflatten(treedef, right),
+            )
+        steps = map(_precondition, gradients, left, right)
+        leaves = [from_matrices(x, v) for x, v in zip(steps, views, strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(updates), leaves), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _gram(x: jax.Array) -> jax.Array:
+    """X X^T of each matrix, at least in float32."""
+    return _wide(x) @ _wide(x).mT
+
+
+def _add(ours: list[jax.Array], theirs: list[jax.Array]) -> list[jax.Array]:
+    return [x + y for x, y in zip(ours, theirs, strict=True)]
+
+
+def _precondition(g: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
+    """L^(-1/4) G R^(-1/4) for stacks; empty matrices have no spectrum."""
+    if g.size == 0:
+        return g
+    step = inverse_root(left, 4) @ _wide(g) @ inverse_root(right, 4)
+    return step.astype(g.dtype)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
