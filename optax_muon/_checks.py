@@ -66,7 +66,7 @@ def float_dtype(argument: str, value: Any) -> np.dtype | None:
             f"{argument}={value!r} is no real floating dtype; use float16, bfloat16, "
             "float32, or float64 with jax_enable_x64."
         )
-    if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
+    if dtype == jnp.float64 and jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(
             f"{argument}={value!r} needs 64-bit mode, which is off: JAX would quietly "
             "use float32. Set jax.config.update('jax_enable_x64', True) first."

@@ -112,6 +112,11 @@ def check_orthogonalizer(orthogonalizer: Any) -> None:
             " Svd(), Qdwh() (instances, with the parentheses), or a function from "
             "[..., m, n] to [..., m, n]."
         )
+    if type(orthogonalizer).__hash__ is None:
+        raise TypeError(
+            f"orthogonalizer={orthogonalizer!r} cannot be hashed, but it selects the "
+            "program that is compiled; pass a plain function, or define __hash__."
+        )
 
 
 def orthogonalize(
@@ -149,6 +154,13 @@ def orthogonalize(
         )
     if x.size == 0:
         return x
+    return _polar(x, orthogonalizer)
+
+
+@partial(jax.jit, static_argnums=1)  # so that calls outside jit compile once
+def _polar(
+    x: Float[Array, "*batch m n"], orthogonalizer: OrthogonalizerLike
+) -> Float[Array, "*batch m n"]:
     if isinstance(orthogonalizer, Orthogonalizer):
         return orthogonalizer.polar_factor(x).astype(x.dtype)
     result = orthogonalizer(x)

@@ -1,8 +1,7 @@
 """Products in plain XLA. Both return their sum unrounded, in the accumulation dtype.
 
 That dtype is float32 for 16-bit operands: the caller finishes its epilogue there and
-rounds once. Precision is HIGHEST, because float32 operands at a TPU's default would be
-rounded to bfloat16 again at every product.
+rounds once.
 """
 
 import jax.numpy as jnp
@@ -37,11 +36,13 @@ def _dot(
     x: Float[Array, "*batch m k"], y: Float[Array, "*batch p q"], contract_y: int
 ) -> Float[Array, "*batch m n"]:
     batch = tuple(range(x.ndim - 2))
+    # At a TPU's default precision, float32 operands are rounded to bfloat16.
+    full = x.dtype.itemsize >= 4
     return lax.dot_general(
         x,
         y,
         (((x.ndim - 1,), (y.ndim + contract_y,)), (batch, batch)),
-        precision=lax.Precision.HIGHEST,
+        precision=lax.Precision.HIGHEST if full else lax.Precision.DEFAULT,
         preferred_element_type=accumulation_dtype(x.dtype),
     )
 
