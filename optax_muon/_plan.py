@@ -62,11 +62,13 @@ class Plan:
 
     def _summary(self) -> list[str]:
         total = sum(math.prod(leaf.shape) for leaf in self.leaves)
-        lines = [f"{len(self.leaves)} leaves, {total:,} parameters"]
+        lines = [f"{_leaves(len(self.leaves))}, {total:,} parameters"]
         for name in (MUON, ADAM):
             mine = [leaf for leaf in self.leaves if leaf.optimizer == name]
             share = sum(leaf.share for leaf in mine)
-            lines.append(f"  {name}: {len(mine)} leaves, {share:.1%} of the parameters")
+            lines.append(
+                f"  {name}: {_leaves(len(mine))}, {share:.1%} of the parameters"
+            )
         stacks = ", ".join(
             f"{b.count} x {b.matrix[0]} x {b.matrix[1]} {b.dtype}" for b in self.buckets
         )
@@ -98,8 +100,8 @@ def plan(
     dense/bias    (256,)     adamw      -         -      -       1.5%
     dense/kernel  (64, 256)  muon       64 x 256  1      3.2    98.5%
     2 leaves, 16,640 parameters
-      muon: 1 leaves, 98.5% of the parameters
-      adamw: 1 leaves, 1.5% of the parameters
+      muon: 1 leaf, 98.5% of the parameters
+      adamw: 1 leaf, 1.5% of the parameters
       stacks: 1 x 64 x 256 float32
     """
     decided = routes(params, matrix_axes)
@@ -137,6 +139,10 @@ def _buckets(matrices: list[Route]) -> tuple[PlanBucket, ...]:
         )
         for (fan_in, fan_out, dtype), members in grouped.items()
     )
+
+
+def _leaves(count: int) -> str:
+    return f"{count} leaf" if count == 1 else f"{count} leaves"
 
 
 def _row(leaf: PlanLeaf) -> tuple[str, ...]:

@@ -1,8 +1,13 @@
 """Fixtures that every test file may use."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
+
+# Tolerances are the CPU's; an accelerator on the machine must be asked for by name.
+jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
 
 
 @pytest.fixture
