@@ -152,7 +152,7 @@ def _rule_from_tree(tree: Any, axes_tree: Any) -> Rule:
         for entry in entries
         if not any(_nested(entry, names) for names in known)
     ]
-    if unused:
+    if unused and known:  # optax.tree.map_params calls init with an empty tree
         raise ValueError(
             f"matrix_axes names {unused}, which the parameters lack; it must be a tree "
             "(or tree prefix) of MatrixAxes | None like the parameters."

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -177,6 +178,18 @@ class TestTables:
         assert s.min() == pytest.approx(low, abs=1.1e-3)
         assert s.max() == pytest.approx(high, abs=1.1e-3)
         assert gain == pytest.approx(slope, rel=2e-3)
+
+    @pytest.mark.parametrize(
+        ("name", "preset"),
+        [("keller_jordan", {}), ("you_jiacheng", {"ns_coeffs": "dion"})],
+    )
+    def test_optax_has_the_same_numbers(self, rng, name, preset):
+        """With fan_out <= fan_in, its update is minus the bare iteration's result."""
+        x = jnp.asarray(rng.normal(size=(8, 5)), jnp.float32)
+        tx = optax.contrib.muon(1.0, beta=0.0, nesterov=False, **preset)
+        update, _ = tx.update(x, tx.init(x), x)
+        mine = orthogonalize(x, NewtonSchulz(name))
+        np.testing.assert_allclose(-update, mine, atol=2e-5)  # float32, twice
 
     def test_the_last_row_repeats_and_fewer_steps_take_the_first(self):
         rows = COEFFICIENTS["you_jiacheng"].rows

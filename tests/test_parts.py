@@ -81,7 +81,7 @@ class TestNormalizeNeurons:
 
     def test_as_muons_normalizer(self, rng):
         """Between the polar factor and the scale."""
-        g = rng.normal(size=(6, 4))
+        g = rng.normal(size=(4, 6))  # the polar factor's columns differ in length
         tx = muon(
             1.0,
             momentum=0.0,
@@ -91,8 +91,8 @@ class TestNormalizeNeurons:
         )
         gradient = jnp.asarray(g, jnp.float32)
         update, _ = tx.update(gradient, tx.init(gradient), gradient)
-        expected, _ = self.reference(oracles.polar(g), np.zeros(4), 0.5)
-        np.testing.assert_allclose(update, -np.sqrt(4 / 6) * expected, atol=1e-5)
+        expected, _ = self.reference(oracles.polar(g), np.zeros(6), 0.5)
+        np.testing.assert_allclose(update, -np.sqrt(6 / 4) * expected, atol=1e-5)
 
 
 class TestWeightDecay:

@@ -1,0 +1,91 @@
+"""The README tells the truth: its code runs, its tables and its tree are complete."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optax_muon
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def section(title):
+    return re.split(r"^## ", README.split(f"## {title}\n")[1], flags=re.M)[0]
+
+
+def test_code_blocks_run_in_order(capsys):
+    namespace = {}
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    assert len(blocks) >= 2
+    for block in blocks:
+        exec(block, namespace)
+    printed = capsys.readouterr().out
+    assert f"```\n{printed}```" in section("Quickstart")
+
+
+RECIPES = re.findall(r"^\|.*\| `(.*)` \|$", section("Recipes"), flags=re.M)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_run(recipe):
+    names = {**vars(optax_muon), "optax": optax, "lr": 0.1}
+    tx = eval(recipe, names)
+    params = {"kernel": jnp.eye(3, 4)}
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert jnp.isfinite(updates["kernel"]).all()
+    assert updates["kernel"][0, 0] < 0
+
+
+def test_there_are_recipes():
+    assert len(RECIPES) >= 7
+
+
+def test_migration_names_every_argument_of_optax():
+    table = section("Coming from `optax.contrib.muon`")
+    left = " ".join(re.findall(r"^\|(.*?)\|", table, flags=re.M))
+    arguments = set(inspect.signature(optax.contrib.muon).parameters)
+    assert arguments == set(re.findall(r"`(\w+)`", left))
+
+
+def test_table_of_leaves():
+    """Each line of the table, as a leaf of such a shape."""
+    shapes = {
+        "mlp/kernel": ((8, 16), (8, 16)),
+        "query/kernel": ((8, 2, 4), (8, 8)),
+        "out/kernel": ((2, 4, 8), (8, 8)),
+        "Conv_0/kernel": ((3, 3, 4, 8), (36, 8)),
+        "Conv_1/kernel": ((3, 3, 1, 8), None),
+        "embed/embedding": ((16, 8), None),
+        "lm_head/kernel": ((8, 16), None),
+        "query/bias": ((2, 4), None),
+    }
+    params = {}
+    for path, (shape, _) in shapes.items():
+        module, name = path.split("/")
+        leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+        params.setdefault(module, {})[name] = leaf
+    leaves = {leaf.path: leaf.matrix for leaf in optax_muon.plan(params).leaves}
+    assert leaves == {path: matrix for path, (_, matrix) in shapes.items()}
+
+
+def tree():
+    """Every module with the first line of its docstring, as the README shows it."""
+    lines = []
+    for folder in ("optax_muon", "examples", "tests"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            about = ast.get_docstring(ast.parse(path.read_text())) or ""
+            if about:
+                name = str(path.relative_to(ROOT))
+                lines.append(f"{name:<38}{about.splitlines()[0].rstrip('.')}")
+    return "\n".join(lines)
+
+
+def test_tree_is_complete():
+    assert f"```\n{tree()}\n```" in section("The tree")
