@@ -26,13 +26,11 @@ def add_weight_decay(
     """
     _checks.check_scalar("weight_decay", weight_decay, low=0.0)
     _checks.check_bool("cautious", cautious)
-    if not cautious:
-        return optax.add_decayed_weights(weight_decay, mask)
-    return (
-        _cautious(weight_decay)
-        if mask is None
-        else optax.masked(_cautious(weight_decay), mask)
-    )
+    if isinstance(weight_decay, (int, float)) and weight_decay == 0:
+        decay = optax.identity()  # of the same state, but `update` needs no params
+    else:
+        decay = (_cautious if cautious else optax.add_decayed_weights)(weight_decay)
+    return decay if mask is None else optax.masked(decay, mask)
 
 
 def _cautious(

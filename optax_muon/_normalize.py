@@ -55,8 +55,11 @@ def normalize_neurons(
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        leaves, treedef = jax.tree.flatten(updates)
-        moments, moment_treedef = jax.tree.flatten(state.second_moment)
+        leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
+        # flax.serialization restores NumPy arrays.
+        moments, moment_treedef = jax.tree.flatten(
+            jax.tree.map(jnp.asarray, state.second_moment)
+        )
         views = matrix_views(updates, matrix_axes, "normalize_neurons")
         new = [
             _normalize(leaf, moment, beta2, view)

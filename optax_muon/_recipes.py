@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 import optax
 
 from optax_muon import _checks
+from optax_muon._casts import in_gradients_dtype
 from optax_muon._decay import add_weight_decay
 from optax_muon._muon import scale_by_muon
 from optax_muon._orthogonalize import NewtonSchulz, OrthogonalizerLike
@@ -116,8 +117,10 @@ def muon(
             learning_rate if adam_learning_rate is None else adam_learning_rate
         ),
     )
-    return optax.partition(
-        {MUON: matrices, ADAM: others}, lambda tree: labels(tree, matrix_axes)
+    return in_gradients_dtype(
+        optax.partition(
+            {MUON: matrices, ADAM: others}, lambda tree: labels(tree, matrix_axes)
+        )
     )
 
 

@@ -38,7 +38,7 @@ class MatrixAxes:
     def __post_init__(self) -> None:
         for side in ("fan_in", "fan_out"):
             value = getattr(self, side)
-            axes = (value,) if isinstance(value, int) else tuple(value)
+            axes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
             if not all(isinstance(a, int) and not isinstance(a, bool) for a in axes):
                 raise TypeError(f"{side}={value!r} must be an int or a tuple of ints.")
             object.__setattr__(self, side, axes)
@@ -191,8 +191,8 @@ def stacked(pattern: str, axis: int = 0, inner: Rule = flax_matrix_axes) -> Rule
             raise UndecidedLeafError(f"stacked({pattern!r}, axis={axis}): no such axis")
         shape = leaf.shape[:at] + leaf.shape[at + 1 :]
         axes = inner(path, jax.ShapeDtypeStruct(shape, leaf.dtype))
-        if axes is None:
-            return None
+        if not isinstance(axes, MatrixAxes):
+            return axes  # None; anything else is refused where rules are called
         view = axes.view(shape)
         fan_in, fan_out = (
             tuple(a + (a >= at) for a in side)

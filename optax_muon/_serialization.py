@@ -27,12 +27,14 @@ def _to_dict(state: Any) -> dict[str, Any]:
     }
 
 
-def _from_dict(state: Any, stored: dict[str, Any]) -> Any:
+def _from_dict(state: Any, stored: Any) -> Any:
     names = {field.name for field in dataclasses.fields(state)}
-    if set(stored) != names:
+    if not isinstance(stored, dict) or set(stored) != names:
+        found = sorted(stored) if isinstance(stored, dict) else type(stored).__name__
         raise ValueError(
-            f"The stored {type(state).__name__} has fields {sorted(stored)}, expected "
-            f"{sorted(names)}: it was written by another optimizer or version."
+            f"The stored {type(state).__name__} has fields {found}, expected "
+            f"{sorted(names)}, at path {serialization.current_path()}: it was written "
+            "by another optimizer or version."
         )
     return dataclasses.replace(
         state,

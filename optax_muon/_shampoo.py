@@ -57,7 +57,7 @@ def scale_by_shampoo(
 
     def stacks(tree: Any) -> tuple[list[jax.Array], tuple[MatrixView, ...]]:
         views = matrix_views(tree, matrix_axes, "scale_by_shampoo")
-        leaves = jax.tree.leaves(tree)
+        leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
         return [as_matrices(x, v) for x, v in zip(leaves, views, strict=True)], views
 
     def init(params: Any) -> Any:
@@ -94,8 +94,9 @@ def _gram(x: jax.Array) -> jax.Array:
     return _wide(x) @ _wide(x).mT
 
 
-def _add(ours: list[jax.Array], theirs: list[jax.Array]) -> list[jax.Array]:
-    return [x + y for x, y in zip(ours, theirs, strict=True)]
+def _add(stored: list[Any], new: list[jax.Array]) -> list[jax.Array]:
+    # flax.serialization restores NumPy arrays.
+    return [jnp.asarray(x) + y for x, y in zip(stored, new, strict=True)]
 
 
 def _precondition(g: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
