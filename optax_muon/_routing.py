@@ -96,11 +96,13 @@ def path_names(path: Path) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
-# Words in the name of a parameter, or of the module that owns it. AdamW takes these
-# whatever their rank: attention's biases have rank 2, stacked norms too.
-_NO_MATRIX_PARAMETER = {"bias", "scale", "embedding", "embeddings", "embed", "pos"}
-_EMBEDDING_MODULE = {"embed", "embedding", "embeddings", "embedder", "wte", "wpe"}
-_HEAD_MODULE = {"head", "logits", "unembed", "unembedding", "classifier", "readout"}
+# Words in names. AdamW takes such leaves whatever their rank: attention's biases have
+# rank 2, stacked norms too.
+_EMBEDDING = {"emb", "embed", "embeds", "embedding", "embeddings", "embedder"}
+_EMBEDDING |= {"wte", "wpe", "pos", "posemb", "position", "positions", "positional"}
+_VECTOR_PARAMETER = {"bias", "scale", "gamma", "beta"}
+_HEAD = {"logit", "logits", "logitdense", "unembed", "unembedding"}
+_HEAD_AT_THE_END = {"head", "heads", "classifier", "readout"}  # but not `head_norm`
 _CONVOLUTION = {"conv", "convs", "convolution"}
 
 
@@ -109,17 +111,35 @@ def _words(name: str) -> list[str]:
     return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
 
 
+def _parameter_and_owner(path: Path) -> tuple[str, str]:
+    """The names of a parameter and of its module, past indices in lists of modules."""
+    *modules, parameter = path_names(path) or ("",)
+    owners = [name for name in modules if not name.isdigit()]
+    return parameter, owners[-1] if owners else ""
+
+
+def _is_named_for_adamw(parameter: list[str], owner: list[str]) -> bool:
+    return bool(
+        (_VECTOR_PARAMETER | _EMBEDDING) & set(parameter)
+        or (_EMBEDDING | _HEAD) & set(owner)
+        or _HEAD_AT_THE_END & set(owner[-1:])
+    )
+
+
 def flax_matrix_axes(path: Path, leaf: Any) -> MatrixAxes | None:
     """The default rule: decides by Flax's names (Linen and NNX), then by rank.
 
-    AdamW takes vectors and scalars, biases and norm scales of any rank, embeddings,
-    output heads (modules named `head`, `lm_head`, `logits`, `classifier`, ...), and
-    convolutions with one input channel a group: those are depthwise, where no
-    matrix mixes channels, or read a one-channel image, an input layer.
+    AdamW takes vectors and scalars, biases and norm scales of any rank, embeddings of
+    tokens and positions, output heads (modules named `head`, `lm_head`, `logits`,
+    `classifier`, ...), and convolutions with one input channel a group: those are
+    depthwise, where no matrix mixes channels, or read a one-channel image, an
+    input layer.
 
     Muon takes 2-D kernels [fan_in, fan_out]; convolutions [*window, in, out] as
     [window * in, out]; attention's query, key and value [d, heads, head_dim] as
     [d, heads * head_dim], and its out [heads, head_dim, d] as [heads * head_dim, d].
+    `ConvTranspose(transpose_kernel=True)` stores [*window, out, in], which no name
+    tells: give its axes yourself.
 
     Args:
       path: jax's key path of the leaf.
@@ -133,19 +153,9 @@ def flax_matrix_axes(path: Path, leaf: Any) -> MatrixAxes | None:
         `nn.scan` or `nnx.scan` (see `stacked`), or 2-D leaves named `weight`, which
         hold [fan_out, fan_in] in other libraries.
     """
-    names = path_names(path)
-    owners = [name for name in names[:-1] if not name.isdigit()]
-    parameter = names[-1] if names else ""
-    owner = owners[-1] if owners else ""
-    owner_words = _words(owner)
+    parameter, owner = _parameter_and_owner(path)
     rank = len(leaf.shape)
-    if (
-        rank < 2
-        or _NO_MATRIX_PARAMETER & set(_words(parameter))
-        or _EMBEDDING_MODULE & set(owner_words)
-        or _EMBEDDING_MODULE & set(_words(parameter))
-        or _HEAD_MODULE & set(owner_words[-1:])
-    ):
+    if rank < 2 or _is_named_for_adamw(_words(parameter), _words(owner)):
         return None
     if rank == 2 and parameter != "weight":
         return MatrixAxes(0, 1)
@@ -153,7 +163,9 @@ def flax_matrix_axes(path: Path, leaf: Any) -> MatrixAxes | None:
         return MatrixAxes(0, (1, 2))
     if rank == 3 and owner == "out":
         return MatrixAxes((0, 1), 2)
-    if 3 <= rank <= 5 and _CONVOLUTION & set(owner_words):
+    if 3 <= rank <= 5 and _CONVOLUTION & set(_words(owner)):
+        if "local" in _words(owner):  # ConvLocal: a matrix for each position
+            return MatrixAxes(-2, -1)
         depthwise_or_input = leaf.shape[-2] == 1
         return None if depthwise_or_input else MatrixAxes(tuple(range(rank - 1)), -1)
     if rank == 2:
@@ -166,7 +178,8 @@ def stacked(pattern: str, axis: int = 0, inner: Rule = flax_matrix_axes) -> Rule
 
     Under paths that match, `inner` sees the leaf without that axis, which becomes a
     batch axis: every layer stays a matrix of its own. Other leaves go to `inner` as
-    they are.
+    they are. Always name stacked layers: some of their leaves look like others, as a
+    stacked 2-D convolution like a 3-D one.
 
     Args:
       pattern: regular expression for one whole path component, or several joined
@@ -183,8 +196,16 @@ def stacked(pattern: str, axis: int = 0, inner: Rule = flax_matrix_axes) -> Rule
     whole = re.compile(f"(?:^|/)(?:{pattern})(?:/|$)")
 
     def rule(path: Path, leaf: Any) -> MatrixAxes | None:
-        if not whole.search("/".join(path_names(path))):
+        names = "/".join(path_names(path))
+        found = whole.search(names)
+        if not found:
             return inner(path, leaf)
+        if names[found.end() :].split("/")[0].isdigit():
+            raise UndecidedLeafError(
+                f"stacked({pattern!r}) matches a list of separate layers, which needs "
+                "no rule of its own; where each entry is a stack, match the entries: "
+                f"stacked('{pattern}/[0-9]+')"
+            )
         rank = len(leaf.shape)
         at = axis + rank if axis < 0 else axis
         if not 0 <= at < rank:

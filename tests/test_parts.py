@@ -156,11 +156,15 @@ class TestWeightDecay:
         # It gets there: the bound is tight, so this test can fail.
         assert np.linalg.norm(params, 2) > 0.98 / decay
 
-    def test_cautious_decay_needs_params(self):
-        tx = muon(0.1, weight_decay=0.1, cautious=True)
-        g = {"kernel": jnp.ones((2, 3))}
+    @pytest.mark.parametrize("cautious", [False, True])
+    def test_params_are_needed_for_decay_alone(self, cautious):
+        g = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+        tx = muon(0.1, weight_decay=0.1, cautious=cautious)
         with pytest.raises(ValueError, match="params"):
             tx.update(g, tx.init(g))
+        tx = muon(0.1, weight_decay=0.0, cautious=cautious)
+        update, _ = tx.update(g, tx.init(g))
+        assert update["kernel"][0, 0] < 0
 
 
 class TestMuon:
