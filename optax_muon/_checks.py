@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-Scalar = float | jax.Array
+Scalar: TypeAlias = float | jax.Array
+ScalarOrSchedule: TypeAlias = Scalar | optax.Schedule
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def check_choice(argument: str, value: Any, valid: Collection[str]) -> None:
@@ -27,14 +31,24 @@ def check_bool(argument: str, value: Any) -> None:
         )
 
 
+def check_coefficient(argument: str, value: Any) -> None:
+    """Raise unless `value` is a number in [0, 1) or a scalar array."""
+    if callable(value):
+        raise TypeError(
+            f"{argument}={value!r} is a function, but takes no schedule; pass a float "
+            "or a scalar array (optax.inject_hyperparams can schedule it)."
+        )
+    check_scalar(argument, value, low=0.0, below=1.0)
+
+
 def check_scalar(
-    argument: str, value: Any, *, low: float = -math.inf, high: float = math.inf
+    argument: str, value: Any, *, low: float = -math.inf, below: float = math.inf
 ) -> None:
-    """Raise unless `value` is a number in [low, high], a scalar array or a schedule.
+    """Raise unless `value` is a number in [low, below), a scalar array or a schedule.
 
     The range is only checked for Python numbers: arrays may be tracers.
     """
-    if callable(value):
+    if callable(value) and not isinstance(value, type):
         return
     if isinstance(value, bool) or not isinstance(
         value, (int, float, np.number, np.ndarray, jax.Array)
@@ -48,8 +62,8 @@ def check_scalar(
             f"{argument} has shape {value.shape}; pass a scalar (shape ()), or one "
             "optimizer per group of leaves through optax.partition."
         )
-    if isinstance(value, (int, float)) and not low <= value <= high:
-        span = f"at least {low}" if math.isinf(high) else f"in [{low}, {high}]"
+    if isinstance(value, (int, float)) and not low <= value < below:
+        span = f"at least {low}" if math.isinf(below) else f"in [{low}, {below})"
         raise ValueError(f"{argument}={value!r} is out of range; it must be {span}.")
 
 
@@ -61,10 +75,10 @@ def float_dtype(argument: str, value: Any) -> np.dtype | None:
         dtype = jnp.dtype(value)
     except TypeError as error:
         raise TypeError(f"{argument}={value!r} is no dtype: {error}") from None
-    if not jnp.issubdtype(dtype, jnp.floating):
+    if dtype.name not in _FLOATS:
         raise ValueError(
-            f"{argument}={value!r} is no real floating dtype; use float16, bfloat16, "
-            "float32, or float64 with jax_enable_x64."
+            f"{argument}={value!r} cannot be computed in; valid dtypes: "
+            f"{', '.join(_FLOATS)} (float64 with jax_enable_x64)."
         )
     if dtype == jnp.float64 and jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(

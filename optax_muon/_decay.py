@@ -10,7 +10,7 @@ from optax_muon import _checks
 
 
 def add_weight_decay(
-    weight_decay: _checks.Scalar | optax.Schedule,
+    weight_decay: _checks.ScalarOrSchedule,
     *,
     cautious: bool = False,
     mask: Any = None,
@@ -34,7 +34,7 @@ def add_weight_decay(
 
 
 def _cautious(
-    weight_decay: _checks.Scalar | optax.Schedule,
+    weight_decay: _checks.ScalarOrSchedule,
 ) -> optax.GradientTransformation:
     plain = optax.add_decayed_weights(weight_decay)
 

@@ -4,11 +4,16 @@ They cost far more than Newton-Schulz and serve as references, for small matrice
 for what polynomials cannot do (roots of accumulated statistics).
 """
 
+from functools import partial
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from optax_muon._newton_schulz import normalize
+
+# By default a TPU rounds float32 operands to bfloat16.
+exact_matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 def polar_svd(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
@@ -18,7 +23,7 @@ def polar_svd(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
     `numpy.linalg.matrix_rank` counts; so zeros give zeros.
     """
     u, s, vh = jnp.linalg.svd(normalize(x), full_matrices=False)
-    return (u * (s > _cutoff(s, x.shape))[..., None, :]) @ vh
+    return exact_matmul(u * (s > _cutoff(s, x.shape))[..., None, :], vh)
 
 
 def polar_qdwh(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
@@ -48,7 +53,7 @@ def inverse_root(
     values, vectors = jnp.linalg.eigh(statistic)
     kept = values > _cutoff(values, statistic.shape)
     roots = jnp.where(kept, jnp.where(kept, values, 1) ** (-1 / order), 0)
-    return (vectors * roots[..., None, :]) @ vectors.mT
+    return exact_matmul(vectors * roots[..., None, :], vectors.mT)
 
 
 def _cutoff(

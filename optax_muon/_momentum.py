@@ -1,7 +1,8 @@
 """Momentum: how a gradient enters the trace, and the direction that leaves it.
 
-Both forms give the same direction up to a constant factor, which orthogonalization
-removes; they differ when a gradient's scale changes, and in the trace that is stored.
+With a constant coefficient both forms give the same direction up to a factor, which
+orthogonalization removes; the traces they store differ, and so do directions while mu
+changes.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,18 +12,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from optax_muon._casts import at_least_float32
+
 Leaf = Float[Array, "..."]
 Scalar = Float[Array, ""]
 
 
-def _ema(blend_in: Leaf, trace: Leaf, decay: Scalar) -> Leaf:
-    """decay trace + (1 - decay) g: torch's lerp, K. Jordan's muon.py, 2024."""
-    return decay * trace + (1 - decay) * blend_in
+def _ema(gradient: Leaf, trace: Leaf, mu: Scalar) -> Leaf:
+    """mu trace + (1 - mu) g: torch's lerp, K. Jordan's muon.py, 2024."""
+    return mu * trace + (1 - mu) * gradient
 
 
-def _heavy_ball(blend_in: Leaf, trace: Leaf, decay: Scalar) -> Leaf:
-    """decay trace + g: Polyak's form, torch.optim.SGD."""
-    return decay * trace + blend_in
+def _heavy_ball(gradient: Leaf, trace: Leaf, mu: Scalar) -> Leaf:
+    """mu trace + g: Polyak's form, torch.optim.SGD."""
+    return mu * trace + gradient
 
 
 MOMENTUM_FORMS: Mapping[str, Callable[[Leaf, Leaf, Scalar], Leaf]] = MappingProxyType(
@@ -33,7 +36,7 @@ MOMENTUM_FORMS: Mapping[str, Callable[[Leaf, Leaf, Scalar], Leaf]] = MappingProx
 def accumulate(
     gradient: Leaf,
     trace: Leaf,
-    decay: jax.typing.ArrayLike,
+    mu: jax.typing.ArrayLike,
     *,
     form: str,
     nesterov: bool,
@@ -43,7 +46,7 @@ def accumulate(
     Args:
       gradient: the new gradient, in the parameter's shape.
       trace: the stored momentum.
-      decay: the momentum coefficient, in [0, 1).
+      mu: the momentum coefficient, in [0, 1).
       form: a key of `MOMENTUM_FORMS`.
       nesterov: look ahead: blend the gradient into the new trace once more.
 
@@ -52,10 +55,10 @@ def accumulate(
       (float32, or float64 if either input is).
     """
     stored = trace.dtype
-    wide = jnp.promote_types(jnp.promote_types(gradient.dtype, stored), jnp.float32)
+    wide = at_least_float32(jnp.promote_types(gradient.dtype, stored))
     blend = MOMENTUM_FORMS[form]
     gradient, trace = gradient.astype(wide), trace.astype(wide)
-    decay = jnp.asarray(decay, wide)
-    trace = blend(gradient, trace, decay)
-    direction = blend(gradient, trace, decay) if nesterov else trace
+    mu = jnp.asarray(mu, wide)
+    trace = blend(gradient, trace, mu)
+    direction = blend(gradient, trace, mu) if nesterov else trace
     return trace.astype(stored), direction

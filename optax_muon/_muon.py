@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_muon import _checks
+from optax_muon._alike import check_alike
 from optax_muon._momentum import MOMENTUM_FORMS, accumulate
 from optax_muon._orthogonalize import (
     NewtonSchulz,
@@ -17,7 +18,7 @@ from optax_muon._orthogonalize import (
     orthogonalize,
 )
 from optax_muon._resolution import MatrixAxesLike, matrix_views
-from optax_muon._routing import MatrixView, path_names
+from optax_muon._routing import MatrixView
 from optax_muon._scaling import ScaleRule, as_scale_rule, scale_factor
 from optax_muon._serialization import register_state
 from optax_muon._stacking import map_stacks
@@ -39,7 +40,7 @@ class MuonState:
 
 
 def scale_by_muon(
-    momentum: _checks.Scalar | optax.Schedule = 0.95,
+    momentum: _checks.ScalarOrSchedule = 0.95,
     *,
     nesterov: bool = True,
     momentum_form: str = "ema",
@@ -59,7 +60,7 @@ def scale_by_muon(
     The sign is the gradient's: chain with `optax.scale_by_learning_rate`.
 
     Args:
-      momentum: mu in [0, 1]: a float, a scalar array, or a schedule of the step.
+      momentum: mu in [0, 1): a float, a scalar array, or a schedule of the step.
       nesterov: whether D looks one gradient ahead.
       momentum_form: "ema" or "heavy_ball".
       momentum_dtype: dtype of the stored trace; None keeps each parameter's own. The
@@ -92,7 +93,7 @@ def scale_by_muon(
       Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024.
       Bernstein, Newhouse, Old Optimizer, New Norm: An Anthology, arXiv 2409.20325.
     """
-    _checks.check_scalar("momentum", momentum, low=0.0, high=1.0)
+    _checks.check_scalar("momentum", momentum, low=0.0, below=1.0)
     _checks.check_bool("nesterov", nesterov)
     _checks.check_choice("momentum_form", momentum_form, MOMENTUM_FORMS)
     check_orthogonalizer(orthogonalizer)
@@ -108,7 +109,7 @@ def scale_by_muon(
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        _check_alike(updates, state.momentum)
+        check_alike("scale_by_muon", updates, state.momentum)
         views = matrix_views(updates, matrix_axes, "scale_by_muon")
         gradients, treedef = jax.tree.flatten(updates)
         traces, trace_treedef = jax.tree.flatten(state.momentum)
@@ -139,7 +140,7 @@ def scale_by_muon(
 def _step(
     gradients: list[jax.Array],
     traces: list[jax.Array],
-    decay: jax.typing.ArrayLike,
+    mu: jax.typing.ArrayLike,
     *,
     views: tuple[MatrixView, ...],
     form: str,
@@ -149,7 +150,7 @@ def _step(
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The step and the new trace of every leaf."""
     new = [
-        accumulate(g, m, decay, form=form, nesterov=nesterov)
+        accumulate(g, m, mu, form=form, nesterov=nesterov)
         for g, m in zip(gradients, traces, strict=True)
     ]
     polar = map_stacks(
@@ -162,26 +163,6 @@ def _step(
         for factor, p, g in zip(factors, polar, gradients, strict=True)
     ]
     return steps, [trace for trace, _ in new]
-
-
-def _check_alike(updates: Any, momentum: Any) -> None:
-    """Raise unless the gradients have the structure and shapes of the momentum."""
-    got, expected = (
-        {"/".join(path_names(path)): jnp.shape(leaf) for path, leaf in flat}
-        for flat, _ in map(jax.tree_util.tree_flatten_with_path, (updates, momentum))
-    )
-    if got == expected:
-        return
-    names = sorted(got.keys() ^ expected.keys()) or [
-        f"{name}: {got[name]} against {expected[name]}"
-        for name in got
-        if got[name] != expected[name]
-    ]
-    raise ValueError(
-        "The gradients are unlike the state of scale_by_muon, which was made by "
-        f"init(params). They differ in: {', '.join(names)}. Call init again with the "
-        "parameters that are trained now, or restore the state that fits them."
-    )
 
 
 def find_state(opt_state: Any) -> MuonState:

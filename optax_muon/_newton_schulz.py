@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from optax_muon._casts import at_least_float32, widen
 from optax_muon._polynomials import Row
 from optax_muon._products import xla as products
 
@@ -40,7 +41,7 @@ def normalize(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
     neither overflow nor vanish; then the norm is at least 1 unless x is 0, and no
     epsilon is needed.
     """
-    x = x.astype(products.accumulation_dtype(x.dtype))
+    x = widen(x)
     largest = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
     _, exponent = jnp.frexp(largest)  # largest = f 2^exponent, f in [1/2, 1)
     # Powers of two outside the normal numbers would be flushed to zero.
@@ -55,7 +56,7 @@ def _direct(
     x: Float[Array, "*batch n m"], rows: tuple[Row, ...], dtype: jnp.dtype
 ) -> Float[Array, "*batch n m"]:
     """Per step A = X X^T; B = b A + c A A; X = a X + B X, on the short side n <= m."""
-    accumulation = products.accumulation_dtype(dtype)
+    accumulation = at_least_float32(dtype)
     table = jnp.asarray(rows, accumulation).reshape(-1, 3)
 
     def step(k: Array, x: Float[Array, "*batch n m"]) -> Float[Array, "*batch n m"]:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_muon import _checks
+from optax_muon._alike import check_alike
+from optax_muon._casts import at_least_float32, widen
 from optax_muon._resolution import MatrixAxesLike, matrix_views
 from optax_muon._routing import MatrixView
 from optax_muon._serialization import register_state
@@ -39,28 +41,46 @@ def normalize_neurons(
     `scale_by_muon(scale=None)`, or pass it as `muon(normalizer=...)`.
 
     Args:
-      beta2: decay of the second moment, in [0, 1]; 0 equalises the neurons' norms.
+      beta2: decay of the second moment, in [0, 1); 0 equalises the neurons' norms.
       matrix_axes: as in `scale_by_muon`; pass the same there and here.
+
+    Returns:
+      A transformation whose state is a `NeuronState`, at least float32.
+
+    Raises:
+      ValueError, TypeError: a bad `beta2`; leaves that are no matrices; gradients
+        unlike the state.
+
+    >>> tx = normalize_neurons(0.0)
+    >>> o = jnp.array([[3.0, 0.0], [0.0, 1.0]])
+    >>> print(tx.update(o, tx.init(o))[0].round(3))  # both columns sqrt(5) long
+    [[2.236 0.   ]
+     [0.    2.236]]
     """
-    _checks.check_scalar("beta2", beta2, low=0.0, high=1.0)
+    _checks.check_coefficient("beta2", beta2)
 
     def init(params: Any) -> Any:
         leaves, treedef = jax.tree.flatten(params)
         views = matrix_views(params, matrix_axes, "normalize_neurons")
         moments = [
-            jnp.zeros(_keepdims_shape(view), jnp.promote_types(leaf.dtype, jnp.float32))
+            jnp.zeros(view.neurons_shape, at_least_float32(leaf.dtype))
             for leaf, view in zip(leaves, views, strict=True)
         ]
         return NeuronState(second_moment=jax.tree.unflatten(treedef, moments))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
-        # flax.serialization restores NumPy arrays.
-        moments, moment_treedef = jax.tree.flatten(
-            jax.tree.map(jnp.asarray, state.second_moment)
-        )
         views = matrix_views(updates, matrix_axes, "normalize_neurons")
+        check_alike(
+            "normalize_neurons",
+            updates,
+            state.second_moment,
+            [view.neurons_shape for view in views],
+        )
+        leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
+        moments, moment_treedef = jax.tree.flatten(
+            jax.tree.map(widen, state.second_moment)
+        )
         new = [
             _normalize(leaf, moment, beta2, view)
             for leaf, moment, view in zip(leaves, moments, views, strict=True)
@@ -88,9 +108,3 @@ def _normalize(
     )
     rescaled = normalized * (before / jnp.where(after > 0, after, 1))
     return rescaled.astype(leaf.dtype), moment
-
-
-def _keepdims_shape(view: MatrixView) -> tuple[int, ...]:
-    return tuple(
-        1 if axis in view.fan_in_axes else size for axis, size in enumerate(view.shape)
-    )

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from optax_muon import _checks, _exact
+from optax_muon._casts import at_least_float32
 from optax_muon._newton_schulz import newton_schulz
 from optax_muon._polynomials import as_table
 
@@ -74,7 +75,7 @@ class NewtonSchulz(Orthogonalizer):
     def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
         rows = as_table(self.coefficients).schedule(self.steps)
         run = partial(newton_schulz, rows=rows)
-        on_cpu = self.dtype or _at_least_float32(x.dtype)
+        on_cpu = self.dtype or at_least_float32(x.dtype)
         elsewhere = self.dtype or _bfloat16_or_float64(x.dtype)
         return lax.platform_dependent(
             x,
@@ -142,6 +143,7 @@ def orthogonalize(
      [ 0. -1.]]
     """
     check_orthogonalizer(orthogonalizer)
+    x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
             f"orthogonalize takes real floating matrices, got dtype {x.dtype}; split "
@@ -182,10 +184,6 @@ def _one_by_one(
     one = stack.shape[0] == 1
     result = function(stack[0])[None] if one else lax.map(function, stack)
     return result.reshape(x.shape)
-
-
-def _at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _bfloat16_or_float64(dtype: jnp.dtype) -> jnp.dtype:

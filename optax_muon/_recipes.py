@@ -1,39 +1,38 @@
 """Whole optimizers: chains of the parts, and nothing else."""
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import optax
 
 from optax_muon import _checks
-from optax_muon._casts import in_gradients_dtype
+from optax_muon._alike import checked_against_parameters
+from optax_muon._casts import float16_as_float32, in_parameters_dtype
 from optax_muon._decay import add_weight_decay
 from optax_muon._muon import scale_by_muon
 from optax_muon._orthogonalize import NewtonSchulz, OrthogonalizerLike
 from optax_muon._resolution import ADAM, MUON, MatrixAxesLike, labels
 from optax_muon._scaling import ScaleRule, scale_by_shape
 
-ScalarOrSchedule: TypeAlias = _checks.Scalar | optax.Schedule
-
 
 def muon(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: _checks.ScalarOrSchedule,
     *,
-    momentum: ScalarOrSchedule = 0.95,
+    momentum: _checks.ScalarOrSchedule = 0.95,
     nesterov: bool = True,
     momentum_form: str = "ema",
     momentum_dtype: Any = None,
     orthogonalizer: OrthogonalizerLike = NewtonSchulz(),
     scale: str | ScaleRule | None = "adam_rms",
     normalizer: optax.GradientTransformation | None = None,
-    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay: _checks.ScalarOrSchedule = 0.0,
     cautious: bool = False,
     weight_decay_mask: Any = None,
     matrix_axes: MatrixAxesLike = None,
-    adam_learning_rate: ScalarOrSchedule | None = None,
+    adam_learning_rate: _checks.ScalarOrSchedule | None = None,
     adam_b1: _checks.Scalar = 0.9,
     adam_b2: _checks.Scalar = 0.95,
     adam_eps: _checks.Scalar = 1e-8,
-    adam_weight_decay: ScalarOrSchedule | None = None,
+    adam_weight_decay: _checks.ScalarOrSchedule | None = None,
     adam_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon for the matrices of a model, plain AdamW for everything else.
@@ -58,10 +57,12 @@ def muon(
       adam_learning_rate: AdamW's own; None takes `learning_rate`.
       adam_b1, adam_b2, adam_eps: AdamW's decays and epsilon; it has no Nesterov term.
       adam_weight_decay: AdamW's own; None takes `weight_decay`.
-      adam_dtype: dtype of AdamW's first moment; None keeps each parameter's own.
+      adam_dtype: dtype of AdamW's first moment; None keeps each parameter's own. Its
+        moments of float16 parameters are float32: eps and squares underflow in float16.
 
     Returns:
-      The transformation; `find_state` finds the `MuonState` in its state.
+      The transformation; `find_state` finds the `MuonState` in its state. Updates have
+      the parameters' dtype (without params in `update`, the gradients').
 
     Raises:
       ValueError, TypeError: bad arguments; at init, one error that lists every leaf
@@ -117,11 +118,11 @@ def muon(
             learning_rate if adam_learning_rate is None else adam_learning_rate
         ),
     )
-    return in_gradients_dtype(
-        optax.partition(
-            {MUON: matrices, ADAM: others}, lambda tree: labels(tree, matrix_axes)
-        )
+    routed = optax.partition(
+        {MUON: matrices, ADAM: float16_as_float32(others)},
+        lambda tree: labels(tree, matrix_axes),
     )
+    return in_parameters_dtype(checked_against_parameters("muon", routed))
 
 
 def _check_rates(
@@ -130,6 +131,6 @@ def _check_rates(
     _checks.check_scalar("learning_rate", learning_rate)
     if adam_learning_rate is not None:
         _checks.check_scalar("adam_learning_rate", adam_learning_rate)
-    _checks.check_scalar("adam_b1", b1, low=0.0, high=1.0)
-    _checks.check_scalar("adam_b2", b2, low=0.0, high=1.0)
+    _checks.check_coefficient("adam_b1", b1)
+    _checks.check_coefficient("adam_b2", b2)
     _checks.check_scalar("adam_eps", eps, low=0.0)

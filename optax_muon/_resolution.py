@@ -1,7 +1,7 @@
 """From a rule or a tree of axes to a decision for every leaf, or one error for all."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,10 +51,10 @@ def routes(tree: Any, matrix_axes: MatrixAxesLike = None) -> list[Route]:
         try:
             view = _view(rule, path, jax.ShapeDtypeStruct(shape, dtype))
             found.append(Route(name, shape, dtype, view))
-        except ValueError as error:
+        except UndecidedLeafError as error:
             failures.append(f"  {name}  {shape} {dtype}: {error}")
     if failures:
-        raise ValueError(_undecided(failures))
+        raise ValueError(_undecided(failures, found))
     return found
 
 
@@ -108,7 +108,15 @@ def _view(rule: Rule, path: Path, leaf: jax.ShapeDtypeStruct) -> MatrixView | No
     return axes.view(leaf.shape)
 
 
-def _undecided(failures: Iterable[str]) -> str:
+def _undecided(failures: list[str], decided: list[Route]) -> str:
+    # Stacked layers have such leaves too: a stacked 2-D `query` looks like a 3-D one.
+    by_name = [
+        f"  {r.path}  {r.shape}: as {r.view.matrices[0]} x {r.view.fans}"
+        for r in decided
+        if r.view is not None and len(r.view.fan_in_axes + r.view.fan_out_axes) > 2
+    ]
+    if by_name:
+        failures = [*failures, "These were decided; are they what they seem?", *by_name]
     return (
         "optax_muon cannot decide how to optimize these leaves:\n"
         + "\n".join(failures)

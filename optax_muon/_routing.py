@@ -47,7 +47,7 @@ class MatrixAxes:
         """These axes on a leaf of `shape`.
 
         Raises:
-          ValueError: an axis that the shape lacks, or that is named twice.
+          UndecidedLeafError: an axis that the shape lacks, or that is named twice.
         """
         rank = len(shape)
         fan_in, fan_out = (
@@ -56,7 +56,7 @@ class MatrixAxes:
         )
         used = fan_in + fan_out
         if not all(0 <= a < rank for a in used) or len(set(used)) < len(used):
-            raise ValueError(f"{self} does not fit a leaf of shape {shape}")
+            raise UndecidedLeafError(f"{self} does not fit a leaf of shape {shape}")
         batch = tuple(a for a in range(rank) if a not in used)
         return MatrixView(shape, batch, fan_in, fan_out)
 
@@ -80,6 +80,14 @@ class MatrixView:
         return batch, fan_in, fan_out
 
     @property
+    def neurons_shape(self) -> tuple[int, ...]:
+        """The leaf's shape with one entry for each output neuron: fan-in axes are 1."""
+        return tuple(
+            1 if axis in self.fan_in_axes else size
+            for axis, size in enumerate(self.shape)
+        )
+
+    @property
     def fans(self) -> tuple[int, int]:
         """(fan_in, fan_out)."""
         return self.matrices[1:]
@@ -101,7 +109,7 @@ def path_names(path: Path) -> tuple[str, ...]:
 _EMBEDDING = {"emb", "embed", "embeds", "embedding", "embeddings", "embedder"}
 _EMBEDDING |= {"wte", "wpe", "pos", "posemb", "position", "positions", "positional"}
 _VECTOR_PARAMETER = {"bias", "scale", "gamma", "beta"}
-_HEAD = {"logit", "logits", "logitdense", "unembed", "unembedding"}
+_HEAD = {"logit", "logits", "logitdense", "unembed", "unembedding", "vocab"}
 _HEAD_AT_THE_END = {"head", "heads", "classifier", "readout"}  # but not `head_norm`
 _CONVOLUTION = {"conv", "convs", "convolution"}
 
@@ -113,7 +121,9 @@ def _words(name: str) -> list[str]:
 
 def _parameter_and_owner(path: Path) -> tuple[str, str]:
     """The names of a parameter and of its module, past indices in lists of modules."""
-    *modules, parameter = path_names(path) or ("",)
+    # Flat dictionaries have keys such as "mlp/up/kernel" and "mlp.up.weight".
+    names = [part for name in path_names(path) for part in re.split(r"[./]", name)]
+    *modules, parameter = names or [""]
     owners = [name for name in modules if not name.isdigit()]
     return parameter, owners[-1] if owners else ""
 
@@ -135,9 +145,11 @@ def flax_matrix_axes(path: Path, leaf: Any) -> MatrixAxes | None:
     depthwise, where no matrix mixes channels, or read a one-channel image, an
     input layer.
 
-    Muon takes 2-D kernels [fan_in, fan_out]; convolutions [*window, in, out] as
-    [window * in, out]; attention's query, key and value [d, heads, head_dim] as
-    [d, heads * head_dim], and its out [heads, head_dim, d] as [heads * head_dim, d].
+    Muon takes other 2-D leaves, [fan_in, fan_out] as Flax's kernels; convolutions
+    [*window, in, out] as [window * in, out]; attention's query, key and value
+    [d, heads, head_dim] as [d, heads * head_dim], and its out [heads, head_dim, d] as
+    [heads * head_dim, d].
+
     `ConvTranspose(transpose_kernel=True)` stores [*window, out, in], which no name
     tells: give its axes yourself.
 
@@ -152,6 +164,10 @@ def flax_matrix_axes(path: Path, leaf: Any) -> MatrixAxes | None:
       UndecidedLeafError: names and rank do not tell, as for layers stacked by
         `nn.scan` or `nnx.scan` (see `stacked`), or 2-D leaves named `weight`, which
         hold [fan_out, fan_in] in other libraries.
+
+    >>> params = {"query": {"kernel": jax.ShapeDtypeStruct((64, 4, 16), "float32")}}
+    >>> jax.tree_util.tree_map_with_path(flax_matrix_axes, params)
+    {'query': {'kernel': MatrixAxes(fan_in=(0,), fan_out=(1, 2))}}
     """
     parameter, owner = _parameter_and_owner(path)
     rank = len(leaf.shape)
@@ -187,13 +203,28 @@ def stacked(pattern: str, axis: int = 0, inner: Rule = flax_matrix_axes) -> Rule
       axis: the stacked axis in the leaf; negative ones count from the end.
       inner: the rule for one layer.
 
+    Returns:
+      A rule, to be passed as `matrix_axes`, or as `inner` of another.
+
     >>> import optax_muon
     >>> shape = jax.ShapeDtypeStruct((12, 64, 256), "float32")
     >>> print(optax_muon.plan({"layers": {"up": {"kernel": shape}}},
     ...       optax_muon.stacked("layers")).leaves[0].matrix)
     (64, 256)
     """
-    whole = re.compile(f"(?:^|/)(?:{pattern})(?:/|$)")
+    if not callable(inner) or isinstance(inner, type):
+        raise TypeError(
+            f"inner={inner!r} is no rule; pass a function (path, leaf) -> "
+            "MatrixAxes | None, such as lambda path, leaf: MatrixAxes(0, 1)."
+        )
+    if not isinstance(axis, int) or isinstance(axis, bool):
+        raise TypeError(f"axis={axis!r} must be an int, the stacked axis of a leaf.")
+    try:
+        whole = re.compile(f"(?:^|/)(?:{pattern})(?:/|$)")
+    except re.error as error:
+        raise ValueError(
+            f"pattern={pattern!r} is no regular expression: {error}."
+        ) from None
 
     def rule(path: Path, leaf: Any) -> MatrixAxes | None:
         names = "/".join(path_names(path))

@@ -57,7 +57,15 @@ def scale_factor(rule: ScaleRule | None, fan_in: int, fan_out: int) -> float:
     """The factor of a fan_in x fan_out matrix; empty matrices have none to scale."""
     if rule is None or fan_in == 0 or fan_out == 0:
         return 1.0
-    return float(rule(fan_in, fan_out))
+    with jax.ensure_compile_time_eval():  # so that a rule may use jax.numpy under jit
+        factor = rule(fan_in, fan_out)
+    try:
+        return float(factor)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"scale={rule!r} gave {factor!r} for ({fan_in}, {fan_out}); a rule must be "
+            "a function f(fan_in, fan_out) -> float."
+        ) from None
 
 
 def scale_by_shape(
@@ -71,8 +79,16 @@ def scale_by_shape(
         f(fan_in, fan_out) -> float. None changes nothing.
       matrix_axes: as in `scale_by_muon`.
 
+    Returns:
+      A transformation without state; updates keep shape and dtype.
+
     Raises:
       ValueError: an unknown rule; leaves that are no matrices.
+
+    >>> tx = scale_by_shape("mup")
+    >>> ones = jnp.ones((1, 4))
+    >>> print(tx.update(ones, tx.init(ones))[0])
+    [[2. 2. 2. 2.]]
     """
     factor_of = as_scale_rule(rule)
 

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_muon import _checks
-from optax_muon._exact import inverse_root
+from optax_muon._alike import check_alike
+from optax_muon._casts import widen
+from optax_muon._exact import exact_matmul, inverse_root
 from optax_muon._resolution import MatrixAxesLike, matrix_views
 from optax_muon._routing import MatrixView
 from optax_muon._serialization import register_state
@@ -49,6 +51,15 @@ def scale_by_shampoo(
     Returns:
       A transformation; updates keep the gradients' sign, shape and dtype.
 
+    Raises:
+      ValueError: leaves that are no matrices; gradients unlike the state.
+
+    >>> tx = scale_by_shampoo(accumulate=False)
+    >>> g = jnp.array([[3.0, 0.0], [0.0, -0.5]])
+    >>> print(tx.update(g, tx.init(g))[0].round(3))
+    [[ 1.  0.]
+     [ 0. -1.]]
+
     References:
       Gupta, Koren, Singer, Shampoo, arXiv 1802.09568, 2018.
       Bernstein, Newhouse, Old Optimizer, New Norm: An Anthology, arXiv 2409.20325.
@@ -75,6 +86,12 @@ def scale_by_shampoo(
         gradients, views = stacks(updates)
         left, right = [_gram(g) for g in gradients], [_gram(g.mT) for g in gradients]
         if accumulate:
+            check_alike(
+                "scale_by_shampoo", updates, state.left, [x.shape for x in left]
+            )
+            check_alike(
+                "scale_by_shampoo", updates, state.right, [x.shape for x in right]
+            )
             left = _add(jax.tree.leaves(state.left), left)
             right = _add(jax.tree.leaves(state.right), right)
             treedef = jax.tree.structure(state.left)
@@ -91,21 +108,16 @@ def scale_by_shampoo(
 
 def _gram(x: jax.Array) -> jax.Array:
     """X X^T of each matrix, at least in float32."""
-    return _wide(x) @ _wide(x).mT
+    return exact_matmul(widen(x), widen(x).mT)
 
 
 def _add(stored: list[Any], new: list[jax.Array]) -> list[jax.Array]:
-    # flax.serialization restores NumPy arrays.
-    return [jnp.asarray(x) + y for x, y in zip(stored, new, strict=True)]
+    return [widen(x) + y for x, y in zip(stored, new, strict=True)]
 
 
 def _precondition(g: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
     """L^(-1/4) G R^(-1/4) for stacks; empty matrices have no spectrum."""
     if g.size == 0:
         return g
-    step = inverse_root(left, 4) @ _wide(g) @ inverse_root(right, 4)
-    return step.astype(g.dtype)
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    step = exact_matmul(inverse_root(left, 4), widen(g))
+    return exact_matmul(step, inverse_root(right, 4)).astype(g.dtype)

@@ -117,6 +117,8 @@ def complaints(params: Any, matrix_axes: Any = None) -> dict[str, str]:
         optax_muon.plan(params, matrix_axes)
     _, *lines, remedy = str(caught.value).splitlines()
     assert remedy.startswith("Pass matrix_axes=")
+    if "These were decided; are they what they seem?" in lines:
+        lines = lines[: lines.index("These were decided; are they what they seem?")]
     listed = [re.fullmatch(r"  (\S+)  (\(.*?\)) (\S+): (.+)", line) for line in lines]
     leaves = jax.tree.leaves(params)
     known = {(str(np.shape(x)), str(jnp.result_type(x))) for x in leaves}

@@ -95,6 +95,18 @@ class TestNormalizeNeurons:
         np.testing.assert_allclose(update, -np.sqrt(6 / 4) * expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [normalize_neurons(), optax_muon.scale_by_shampoo()],
+    ids=["normalize_neurons", "scale_by_shampoo"],
+)
+def test_gradients_unlike_the_state(tx):
+    state = tx.init({"a": jnp.ones((2, 3))})
+    for gradients in ({"b": jnp.ones((2, 3))}, {"a": jnp.ones((2, 4))}):
+        with pytest.raises(ValueError, match="gradients unlike"):
+            tx.update(gradients, state)
+
+
 class TestWeightDecay:
     @pytest.mark.parametrize("cautious", [False, True])
     def test_matrices(self, rng, cautious):
@@ -232,6 +244,28 @@ class TestMuon:
             by_hand,
         )
 
+    @pytest.mark.parametrize("size", [0.0, 1e-4, 1.0])
+    def test_float16(self, size):
+        """AdamW's eps and squares underflow in float16: its moments are float32."""
+        params = {"kernel": jnp.ones((3, 4), "float16"), "bias": jnp.ones(4, "float16")}
+        gradients = jax.tree.map(lambda x: jnp.full_like(x, size), params)
+        tx = muon(0.5)
+        updates, _ = tx.update(gradients, tx.init(params), params)
+        assert updates["bias"].dtype == updates["kernel"].dtype == jnp.float16
+        # Adam's first step is the sign of the gradient.
+        np.testing.assert_array_equal(updates["bias"], -0.5 * np.sign(size))
+        assert np.isfinite(updates["kernel"]).all()
+
+    @pytest.mark.parametrize(
+        ("name", "leaf"), [("bias", jnp.ones(3)), ("other", jnp.ones(4))]
+    )
+    def test_gradients_unlike_the_parameters(self, name, leaf):
+        params = {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}
+        tx = muon(0.1)
+        gradients = {"kernel": params["kernel"], name: leaf}
+        with pytest.raises(ValueError, match=f"muon got gradients unlike.*{name}"):
+            tx.update(gradients, tx.init(params), params)
+
     def test_adam_dtype_and_momentum_dtype(self, rng):
         params, _ = params_and_gradients(rng)
         state = muon(0.1, adam_dtype="bfloat16", momentum_dtype="float16").init(params)
@@ -249,7 +283,8 @@ class TestMuon:
             ({"weight_decay": -1.0}, ValueError, "at least 0"),
             ({"adam_weight_decay": -1.0}, ValueError, "at least 0"),
             ({"cautious": "yes"}, TypeError, "cautious='yes' is no bool"),
-            ({"adam_b1": 1.5}, ValueError, "adam_b1=1.5"),
+            ({"adam_b1": 1.0}, ValueError, "adam_b1=1.0"),
+            ({"adam_b1": lambda count: 0.9}, TypeError, "takes no schedule"),
             ({"adam_b2": -0.5}, ValueError, "adam_b2=-0.5"),
             ({"adam_eps": -1e-8}, ValueError, "adam_eps"),
             ({"adam_dtype": "int32"}, ValueError, "adam_dtype='int32'"),

@@ -88,6 +88,20 @@ def test_what_names_and_rank_leave_open_is_refused(path, shape, reason):
     assert complaints(at(path, shaped(*shape)))[path].startswith(reason)
 
 
+def test_the_error_shows_what_names_decided_beside_the_undecided():
+    """Layers stacked unbeknown to the rule: `up` is refused, `query` only seems 3-D."""
+    params = at("layers/query/kernel", shaped(3, 8, 8))
+    params["layers"]["up"] = {"kernel": shaped(3, 8, 16)}
+    with pytest.raises(
+        ValueError, match=r"up/kernel[\s\S]*These were decided"
+    ) as caught:
+        plan(params)
+    seeming = "  layers/query/kernel  (3, 8, 8): as 1 x (3, 64)"
+    assert seeming in str(caught.value).splitlines()
+    leaves = plan(params, stacked("layers")).leaves
+    assert [(leaf.matrix, leaf.batch) for leaf in leaves] == [((8, 8), 3), ((8, 16), 3)]
+
+
 def test_local_convolutions_have_a_matrix_for_each_position():
     assert decide("ConvLocal_0/kernel", 5, 18, 4) == ("muon", (18, 4), 5)
     assert decide("ConvLocal_0/kernel", 5, 7, 18, 4) == ("muon", (18, 4), 5 * 7)

@@ -1,4 +1,4 @@
 """The matrix products of the iteration, one module a backend; `xla` is the contract.
 
-A backend supplies the two functions of `xla` under the same names.
+A backend supplies `product` and `symmetric_product` of `xla` under the same names.
 """

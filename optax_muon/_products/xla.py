@@ -4,9 +4,10 @@ That dtype is float32 for 16-bit operands: the caller finishes its epilogue ther
 rounds once.
 """
 
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from optax_muon._casts import at_least_float32
 
 
 def product(
@@ -43,10 +44,5 @@ def _dot(
         y,
         (((x.ndim - 1,), (y.ndim + contract_y,)), (batch, batch)),
         precision=lax.Precision.HIGHEST if full else lax.Precision.DEFAULT,
-        preferred_element_type=accumulation_dtype(x.dtype),
+        preferred_element_type=at_least_float32(x.dtype),
     )
-
-
-def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """float32, or float64 for float64 operands."""
-    return jnp.promote_types(dtype, jnp.float32)
