@@ -2,23 +2,20 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test test-slow test-peers lint sweep requirements clean
+.PHONY: train test test-peers lint docs sweep compare requirements clean
 
-# Flags of the training program: make train ARGS="--data my_texts --steps 1000"
+# Flags of the training program: make train ARGS="--data my_texts --out runs/mine"
 train: $(VENV)/installed
 	$(BIN)/python examples/gpt/train.py $(ARGS)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 -m "not slow and not peers" --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not peers" --cov --cov-report=term $(ARGS)
 
-# Minutes rather than seconds; .ci/run runs them.
-test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow $(ARGS)
-
-# Parity with PyTorch's CPU build; pip knows its local file, so pip it is.
+# Parity with PyTorch's CPU build, which only these tests need.
 test-peers: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet -r requirements-peers.txt
+	$(PIP) -r requirements-peers.txt
 	$(BIN)/python -m pytest -m peers $(ARGS)
 
 lint: $(VENV)/installed
@@ -26,14 +23,22 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The GPT's tuning: every trial is kept, so it can be stopped and resumed.
+# The API reference, from the docstrings: site/optax_muon.html
+docs: $(VENV)/installed
+	$(PIP) -r requirements-docs.txt
+	$(BIN)/python -m pdoc --docformat google --output-directory site optax_muon
+
+# The GPT's tuning and comparison: every run is kept, so both can be stopped and resumed.
 sweep: $(VENV)/installed
 	$(BIN)/python examples/gpt/sweep.py $(ARGS)
 
+compare: $(VENV)/installed
+	$(BIN)/python examples/gpt/compare.py $(ARGS)
+
 $(VENV)/installed: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps --editable .
 	touch $@
 
 # Exact versions, no addresses. Needs uv.
@@ -42,4 +47,4 @@ requirements:
 	  --no-annotate --no-header --no-emit-index-url --output-file requirements.txt
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

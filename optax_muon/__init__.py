@@ -7,6 +7,8 @@ The pipeline, in the order of the code:
            -> unstack -> normalize neurons (_normalize) -> scale by shape (_scaling) ]
       -> decay (_decay) -> learning rate -> update
 
+`scale_by_muon` is the middle of it, `muon` the whole, `plan` shows the routing.
+
 Convention: a matrix is [fan_in, fan_out], as Flax kernels are.
 """
 
@@ -27,3 +29,6 @@ from optax_muon._routing import flax_matrix_axes as flax_matrix_axes
 from optax_muon._routing import stacked as stacked
 from optax_muon._scaling import scale_by_shape as scale_by_shape
 from optax_muon._shampoo import scale_by_shampoo as scale_by_shampoo
+
+# For documentation tools and `from optax_muon import *`: the names above.
+__all__ = [name for name in dir() if not name.startswith("_")]

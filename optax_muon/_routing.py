@@ -231,7 +231,8 @@ def stacked(pattern: str, axis: int = 0, inner: Rule = flax_matrix_axes) -> Rule
         found = whole.search(names)
         if not found:
             return inner(path, leaf)
-        if names[found.end() :].split("/")[0].isdigit():
+        index, *below = names[found.end() :].split("/")
+        if below and index.isdigit():
             raise UndecidedLeafError(
                 f"stacked({pattern!r}) matches a list of separate layers, which needs "
                 "no rule of its own; where each entry is a stack, match the entries: "

@@ -35,7 +35,7 @@ RECIPES = re.findall(r"^\|.*\| `(.*)` \|$", section("Recipes"), flags=re.M)
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_run(recipe):
-    names = {**vars(optax_muon), "optax": optax, "lr": 0.1}
+    names = {**vars(optax_muon), "optax": optax, "lr": 0.1, "adam_lr": 0.01}
     tx = eval(recipe, names)
     params = {"kernel": jnp.eye(3, 4)}
     updates, _ = tx.update(params, tx.init(params), params)
