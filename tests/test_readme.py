@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -89,3 +90,12 @@ def tree():
 
 def test_tree_is_complete():
     assert f"```\n{tree()}\n```" in section("The tree")
+
+
+def test_results_are_those_of_the_committed_comparison(monkeypatch):
+    folder = ROOT / "examples" / "gpt"
+    monkeypatch.syspath_prepend(folder)
+    import compare
+
+    results = json.loads((folder / "results" / "compare.json").read_text())
+    assert f"```\n{compare.table(results['rows'])}\n```" in section("Two commands")

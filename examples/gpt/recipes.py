@@ -18,11 +18,11 @@ WARMUP_SHARE = 0.1
 TUNED = {
     "muon": {
         "learning_rate": 0.032,
-        "rest_learning_rate": 0.064,
+        "rest_learning_rate": 0.032,
         "weight_decay": 0.1,
     },
     "adamw": {
-        "learning_rate": 0.016,
+        "learning_rate": 0.032,
         "weight_decay": 1.0,
     },
     "adamw_split": {

@@ -41,7 +41,7 @@ LADDERS = {
     "weight_decay": (0.0, 0.1, 0.3, 1.0, 3.0),
 }
 # Where a first search ended, of 14 trials each from customary settings (rates of 4e-3,
-# Muon 8e-3, decay 0.1), on a text that still held idlelib.
+# Muon 8e-3, decay 0.1), on a text that still held idlelib: results/first_sweep.json.
 START = {
     "muon": {"learning_rate": 0.032, "rest_learning_rate": 0.064, "weight_decay": 0.1},
     "adamw": {"learning_rate": 0.016, "weight_decay": 1.0},
