@@ -76,8 +76,11 @@ def test_steps_and_custom_rows_reach_the_iteration(rng):
         )  # float32
 
 
-def test_every_table_has_its_source():
-    assert all(table.source for table in COEFFICIENTS.values())
+def test_tables_are_sequences_of_rows_with_a_source():
+    for table in COEFFICIENTS.values():
+        assert np.asarray(table).shape == (len(table), 3)
+        assert list(table) == [table[k] for k in range(len(table))]
+        assert table.source
 
 
 @pytest.mark.parametrize("name", COEFFICIENTS)

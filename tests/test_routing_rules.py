@@ -163,6 +163,42 @@ def test_a_list_of_separate_layers_is_no_stack():
     assert decide("layers/0/up/kernel", 7, 6, 4, rule=rule) == ("muon", (6, 4), 7)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"inner": MatrixAxes(0, 1)}, TypeError, "is no rule"),
+        ({"inner": MatrixAxes}, TypeError, "is no rule"),
+        ({"axis": "0"}, TypeError, "axis='0' must be an int"),
+        ({"axis": True}, TypeError, "axis=True must be an int"),
+        ({"pattern": "layers("}, ValueError, "is no regular expression"),
+    ],
+)
+def test_stacked_checks_its_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        stacked(**{"pattern": "layers", **arguments})
+
+
+def test_flat_keys_are_read_as_paths():
+    """As Haiku writes them, and others: one dictionary, separators in its keys."""
+    params = {
+        "block/lm_head/kernel": shaped(6, 4),
+        "block/query/kernel": shaped(6, 2, 4),
+        "block.up.bias": shaped(3, 4),
+    }
+    leaves = {leaf.path: leaf.matrix for leaf in plan(params).leaves}
+    assert leaves == {
+        "block/lm_head/kernel": None,
+        "block/query/kernel": (6, 8),
+        "block.up.bias": None,
+    }
+    assert complaints({"block.up.weight": shaped(6, 4)}).keys() == {"block.up.weight"}
+
+
+def test_a_rules_own_mistake_is_not_taken_for_indecision():
+    with pytest.raises(ValueError, match="invalid literal"):
+        plan({"w": shaped(2, 3)}, lambda path, leaf: int("not a number"))
+
+
 def test_stacks_of_stacks():
     rule = stacked("stages", inner=stacked("layers", axis=1))
     # One stage's leaf is [fan_in, layers, fan_out].
