@@ -57,6 +57,20 @@ def checked_against_parameters(
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
+def checked_against_moments(
+    tx: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """`tx`, a kind of Adam, refusing gradients unlike its first moment."""
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        check_alike("AdamW", updates, optax.tree.get(state, "mu"))
+        return tx.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
 def _names_and_shapes(tree: Any) -> list[tuple[str, tuple[int, ...]]]:
     return [
         ("/".join(path_names(path)), jnp.shape(leaf))

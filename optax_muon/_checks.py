@@ -31,14 +31,14 @@ def check_bool(argument: str, value: Any) -> None:
         )
 
 
-def check_coefficient(argument: str, value: Any) -> None:
-    """Raise unless `value` is a number in [0, 1) or a scalar array."""
+def check_coefficient(argument: str, value: Any, below: float = 1.0) -> None:
+    """Raise unless `value` is a number in [0, below) or a scalar array."""
     if callable(value):
         raise TypeError(
             f"{argument}={value!r} is a function, but takes no schedule; pass a float "
             "or a scalar array (optax.inject_hyperparams can schedule it)."
         )
-    check_scalar(argument, value, low=0.0, below=1.0)
+    check_scalar(argument, value, low=0.0, below=below)
 
 
 def check_scalar(
@@ -63,7 +63,8 @@ def check_scalar(
             "optimizer per group of leaves through optax.partition."
         )
     if isinstance(value, (int, float)) and not low <= value < below:
-        span = f"at least {low}" if math.isinf(below) else f"in [{low}, {below})"
+        finite = "finite" if math.isinf(low) else f"finite and at least {low}"
+        span = finite if math.isinf(below) else f"in [{low}, {below})"
         raise ValueError(f"{argument}={value!r} is out of range; it must be {span}.")
 
 

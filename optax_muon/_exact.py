@@ -48,12 +48,14 @@ def inverse_root(
     """A^(-1 / order) of symmetric positive semi-definite A on the range of A.
 
     Eigenvalues up to n eps lambda_1 are rounding noise of zero and map to zero: the
-    Moore-Penrose convention, which needs no epsilon.
+    Moore-Penrose convention, which needs no epsilon. Overflowed statistics give NaN.
     """
     values, vectors = jnp.linalg.eigh(statistic)
     kept = values > _cutoff(values, statistic.shape)
     roots = jnp.where(kept, jnp.where(kept, values, 1) ** (-1 / order), 0)
-    return exact_matmul(vectors * roots[..., None, :], vectors.mT)
+    root = exact_matmul(vectors * roots[..., None, :], vectors.mT)
+    finite = jnp.isfinite(statistic).all((-2, -1), keepdims=True)
+    return jnp.where(finite, root, jnp.nan)
 
 
 def _cutoff(

@@ -38,7 +38,8 @@ def normalize_neurons(
       O <- O / sqrt(v), rescaled to the Frobenius norm that O had
 
     The axis is the declared fan-out, whichever side is longer. Chain it after
-    `scale_by_muon(scale=None)`, or pass it as `muon(normalizer=...)`.
+    `scale_by_muon(scale=None)`, or pass it as `muon(normalizer=...)`: it is meant for
+    polar factors, and squares of much larger or smaller entries do not fit float32.
 
     Args:
       beta2: decay of the second moment, in [0, 1); 0 equalises the neurons' norms.

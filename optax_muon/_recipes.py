@@ -1,11 +1,12 @@
 """Whole optimizers: chains of the parts, and nothing else."""
 
+import math
 from typing import Any
 
 import optax
 
 from optax_muon import _checks
-from optax_muon._alike import checked_against_parameters
+from optax_muon._alike import checked_against_moments, checked_against_parameters
 from optax_muon._casts import float16_as_float32, in_parameters_dtype
 from optax_muon._decay import add_weight_decay
 from optax_muon._muon import scale_by_muon
@@ -46,7 +47,8 @@ def muon(
         `scale_by_muon`.
       scale: as in `scale_by_muon`; "adam_rms" gives updates the size of AdamW's.
       normalizer: a transformation between orthogonalization and scale, such as
-        `normalize_neurons()`; None for none.
+        `normalize_neurons(matrix_axes=matrix_axes)`, which must be told the same axes;
+        None for none.
       weight_decay: decoupled decay of the matrices, times the learning rate: a float, a
         scalar array, or a schedule. Needs params in `update` unless it is the float 0.
       cautious: decay the matrices' entries only where the step shrinks them anyway.
@@ -57,8 +59,9 @@ def muon(
       adam_learning_rate: AdamW's own; None takes `learning_rate`.
       adam_b1, adam_b2, adam_eps: AdamW's decays and epsilon; it has no Nesterov term.
       adam_weight_decay: AdamW's own; None takes `weight_decay`.
-      adam_dtype: dtype of AdamW's first moment; None keeps each parameter's own. Its
-        moments of float16 parameters are float32: eps and squares underflow in float16.
+      adam_dtype: dtype of AdamW's first moment; None keeps each parameter's own, but
+        float32 for float16. Its second moment of float16 is float32, too: eps and
+        squares underflow in float16.
 
     Returns:
       The transformation; `find_state` finds the `MuonState` in its state. Updates have
@@ -119,7 +122,7 @@ def muon(
         ),
     )
     routed = optax.partition(
-        {MUON: matrices, ADAM: float16_as_float32(others)},
+        {MUON: matrices, ADAM: checked_against_moments(float16_as_float32(others))},
         lambda tree: labels(tree, matrix_axes),
     )
     return in_parameters_dtype(checked_against_parameters("muon", routed))
@@ -133,4 +136,4 @@ def _check_rates(
         _checks.check_scalar("adam_learning_rate", adam_learning_rate)
     _checks.check_coefficient("adam_b1", b1)
     _checks.check_coefficient("adam_b2", b2)
-    _checks.check_scalar("adam_eps", eps, low=0.0)
+    _checks.check_coefficient("adam_eps", eps, below=math.inf)

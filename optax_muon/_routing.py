@@ -107,7 +107,8 @@ def path_names(path: Path) -> tuple[str, ...]:
 # Words in names. AdamW takes such leaves whatever their rank: attention's biases have
 # rank 2, stacked norms too.
 _EMBEDDING = {"emb", "embed", "embeds", "embedding", "embeddings", "embedder"}
-_EMBEDDING |= {"wte", "wpe", "pos", "posemb", "position", "positions", "positional"}
+_EMBEDDING |= {"posemb", "wte", "wpe"}
+_POSITION_PARAMETER = {"pos", "position", "positions", "positional"}
 _VECTOR_PARAMETER = {"bias", "scale", "gamma", "beta"}
 _HEAD = {"logit", "logits", "logitdense", "unembed", "unembedding", "vocab"}
 _HEAD_AT_THE_END = {"head", "heads", "classifier", "readout"}  # but not `head_norm`
@@ -130,7 +131,7 @@ def _parameter_and_owner(path: Path) -> tuple[str, str]:
 
 def _is_named_for_adamw(parameter: list[str], owner: list[str]) -> bool:
     return bool(
-        (_VECTOR_PARAMETER | _EMBEDDING) & set(parameter)
+        (_VECTOR_PARAMETER | _POSITION_PARAMETER | _EMBEDDING) & set(parameter)
         or (_EMBEDDING | _HEAD) & set(owner)
         or _HEAD_AT_THE_END & set(owner[-1:])
     )

@@ -11,6 +11,7 @@ from optax_muon import _checks
 from optax_muon._alike import check_alike
 from optax_muon._casts import widen
 from optax_muon._exact import exact_matmul, inverse_root
+from optax_muon._newton_schulz import normalize
 from optax_muon._resolution import MatrixAxesLike, matrix_views
 from optax_muon._routing import MatrixView
 from optax_muon._serialization import register_state
@@ -42,7 +43,8 @@ def scale_by_shampoo(
     Without accumulation the update is the polar factor U_r V_r^T of G: exact Muon with
     no momentum. Roots are taken on the range of L and R (Moore-Penrose), so that no
     epsilon blurs the identity; eigenvalues below rounding count as zero, which in
-    float32 drops singular values below about 1e-3 of the largest.
+    float32 drops singular values below about 1e-3 of the largest. Accumulated squares
+    must fit float32: where they overflow, the update is NaN.
 
     Args:
       accumulate: whether statistics add up over the steps.
@@ -84,6 +86,10 @@ def scale_by_shampoo(
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         gradients, views = stacks(updates)
+        if not accumulate:  # the step does not depend on the gradient's magnitude
+            gradients = [
+                normalize(g).astype(g.dtype) if g.size else g for g in gradients
+            ]
         left, right = [_gram(g) for g in gradients], [_gram(g.mT) for g in gradients]
         if accumulate:
             check_alike(

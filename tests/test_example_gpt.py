@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -96,8 +97,12 @@ def test_fresh_starts_over_and_another_seed_gives_other_numbers(finished, tmp_pa
 
 def test_it_trains_on_files_of_ones_own(texts, tmp_path, capsys):
     _, result = run(tmp_path, "--data", str(texts), "--optimizers", "adamw")
-    assert str(texts) in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert str(texts) in printed.out
     assert str(texts) in result["config"]["text"]
+    # The bar: how far, how fast, how good; and the verdict's rate.
+    assert re.search(r"adamw: 100%.*8/8.*loss=.*tokens_per_s=", printed.err)
+    assert re.search(r"adamw +[\d.]+ +[\d,]+ tokens/s", printed.out)
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw_split"])

@@ -265,6 +265,8 @@ class TestMuon:
         gradients = {"kernel": params["kernel"], name: leaf}
         with pytest.raises(ValueError, match=f"muon got gradients unlike.*{name}"):
             tx.update(gradients, tx.init(params), params)
+        with pytest.raises(ValueError, match=f"AdamW got gradients unlike.*{name}"):
+            tx.update(gradients, tx.init(params))
 
     def test_adam_dtype_and_momentum_dtype(self, rng):
         params, _ = params_and_gradients(rng)
@@ -287,6 +289,8 @@ class TestMuon:
             ({"adam_b1": lambda count: 0.9}, TypeError, "takes no schedule"),
             ({"adam_b2": -0.5}, ValueError, "adam_b2=-0.5"),
             ({"adam_eps": -1e-8}, ValueError, "adam_eps"),
+            ({"adam_eps": lambda count: 1e-8}, TypeError, "takes no schedule"),
+            ({"learning_rate": float("inf")}, ValueError, "must be finite"),
             ({"adam_dtype": "int32"}, ValueError, "adam_dtype='int32'"),
             ({"normalizer": normalize_neurons}, TypeError, "normalize_neurons()"),
             ({"scale": "rms"}, ValueError, "'adam_rms'"),

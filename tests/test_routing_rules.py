@@ -41,7 +41,8 @@ def outcome(matrix, batch=1):
 
 BY_NAME = {
     # (shape, matrix; None is AdamW): paths
-    ((6, 4), (6, 4)): "Dense_0/kernel up/kernel ahead/kernel head_norm/kernel w 0",
+    ((6, 4), (6, 4)): "Dense_0/kernel up/kernel ahead/kernel head_norm/kernel w 0 "
+    "position_wise_ffn/kernel pos_proj/kernel",
     ((3, 6, 4), (18, 4)): "Conv_0/kernel conv1/kernel convs/0/kernel my_conv/kernel",
     ((3, 2, 6, 4), (36, 4)): "Conv_0/kernel block/ConvTranspose_1/kernel",
     ((2, 3, 2, 6, 4), (72, 4)): "Conv_0/kernel",

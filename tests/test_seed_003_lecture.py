@@ -124,6 +124,18 @@ def test_shampoo_without_accumulation_on_a_matrix_without_full_rank(rng):
     np.testing.assert_allclose(one_update(shampoo, g), oracles.polar(g), atol=1e-10)
 
 
+def test_shampoo_of_tiny_and_huge_gradients(rng):
+    """In float32, whose squares underflow and overflow."""
+    g = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
+    shampoo = optax_muon.scale_by_shampoo(accumulate=False)
+    for size in (1e-30, 1e30):
+        # float32, and the fourth root of squares.
+        np.testing.assert_allclose(
+            one_update(shampoo, g * size), oracles.polar(g), atol=1e-3
+        )
+    assert np.isnan(one_update(optax_muon.scale_by_shampoo(), g * 1e30)).all()
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_accumulated_shampoo(rng, shape):
     """L <- L + G G^T, R <- R + G^T G, step L^-1/4 G R^-1/4, over ten steps."""
