@@ -17,13 +17,12 @@ def params_and_gradients(rng, steps=5):
         "embed": {"embedding": (10, 4)},
         "lm_head": {"kernel": (4, 10)},
     }
-    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731, a two-line name for it hides
 
     def draw():
         return jax.tree.map(
             lambda s: jnp.asarray(rng.normal(size=s), jnp.float32),
             shapes,
-            is_leaf=is_shape,
+            is_leaf=lambda x: isinstance(x, tuple),
         )
 
     return draw(), [draw() for _ in range(steps)]

@@ -117,7 +117,10 @@ def test_vmap_over_an_ensemble(recipe):
     # The second member starts elsewhere and gets the gradients in another order.
     start = jax.tree.map(lambda p: p / 2, plain.params[0])
     second = run(tx, start, plain.gradients[::-1])
-    stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)  # noqa: E731
+
+    def stack(*trees):
+        return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
     params = stack(plain.params[0], start)
     state = jax.vmap(tx.init)(params)
     step = jax.jit(jax.vmap(train_step(tx)))
