@@ -9,6 +9,7 @@ import dataclasses
 import math
 import types
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 Row = tuple[float, float, float]
 
@@ -67,12 +68,12 @@ def as_table(rows: object) -> CoefficientTable:
     return CoefficientTable(rows=checked, steps=len(checked))
 
 
-def _checked_rows(rows: object) -> tuple[Row, ...]:
+def _checked_rows(rows: Any) -> tuple[Row, ...]:
     try:
-        found = tuple(tuple(float(x) for x in row) for row in rows)  # type: ignore[attr-defined]
-    except TypeError:
+        found = tuple((float(a), float(b), float(c)) for a, b, c in rows)
+    except (TypeError, ValueError):  # no sequence, no triple, or no numbers
         found = ()
-    if not found or any(len(row) != 3 for row in found):
+    if not found:
         raise ValueError(
             f"coefficients={rows!r} is no table: pass a name or a non-empty sequence "
             "of rows (a, b, c), one a step, for a x + b x^3 + c x^5."
@@ -80,7 +81,7 @@ def _checked_rows(rows: object) -> tuple[Row, ...]:
     bad = [row for row in found if not all(map(math.isfinite, row))]
     if bad:
         raise ValueError(f"coefficients has rows that are not finite: {bad}.")
-    return found  # type: ignore[return-value]
+    return found
 
 
 def _with_safety(rows: Iterable[Row], safety: float) -> tuple[Row, ...]:

@@ -50,10 +50,11 @@ class MatrixAxes:
           UndecidedLeafError: an axis that the shape lacks, or that is named twice.
         """
         rank = len(shape)
-        fan_in, fan_out = (
-            tuple(a + rank if a < 0 else a for a in side)  # type: ignore[union-attr]
-            for side in (self.fan_in, self.fan_out)
-        )
+
+        def from_the_start(axes: Any) -> tuple[int, ...]:
+            return tuple(a + rank if a < 0 else a for a in axes)
+
+        fan_in, fan_out = from_the_start(self.fan_in), from_the_start(self.fan_out)
         used = fan_in + fan_out
         if not all(0 <= a < rank for a in used) or len(set(used)) < len(used):
             raise UndecidedLeafError(f"{self} does not fit a leaf of shape {shape}")

@@ -5,12 +5,15 @@ Flax is optional: without it there is nothing to register.
 """
 
 import dataclasses
+import importlib
+import importlib.util
 from typing import Any
 
-try:
-    from flax import serialization
-except ImportError:
-    serialization = None  # type: ignore[assignment]
+# A Flax that is there but does not import is an error, not an absence.
+_HAS_FLAX = importlib.util.find_spec("flax") is not None
+serialization: Any = (
+    importlib.import_module("flax.serialization") if _HAS_FLAX else None
+)
 
 
 def register_state(cls: Any) -> Any:

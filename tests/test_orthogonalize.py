@@ -154,6 +154,7 @@ class TestArguments:
             (([(1.0, 2.0)],), r"rows \(a, b, c\)"),
             (([(1.0, 2.0, np.inf)],), "not finite"),
             ((3.5,), r"rows \(a, b, c\)"),
+            (([("a", "b", "c")],), r"rows \(a, b, c\)"),
             (("cubic", 0), "steps=0 must be a positive int"),
             (("cubic", 2.0), "steps=2.0 must be a positive int"),
             (("cubic", True), "steps=True must be a positive int"),
