@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test test-peers lint docs sweep compare requirements clean
+.PHONY: train test test-peers lint docs bench sweep compare requirements clean
 
 # Flags of the training program: make train ARGS="--data my_texts --out runs/mine"
 train: $(VENV)/installed
@@ -27,6 +27,11 @@ lint: $(VENV)/installed
 docs: $(VENV)/installed
 	$(PIP) -r requirements-docs.txt
 	$(BIN)/python -m pdoc --docformat google --output-directory site optax_muon
+
+# Against optax.contrib, PyTorch (if installed: requirements-peers.txt) and the GEMM;
+# every case is kept, so it can be stopped and resumed. Tables alone: ARGS=--table
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 # The GPT's tuning and comparison: every run is kept, so both can be stopped and resumed.
 sweep: $(VENV)/installed

@@ -7,21 +7,32 @@ The pipeline, in the order of the code:
            -> unstack -> normalize neurons (_normalize) -> scale by shape (_scaling) ]
       -> decay (_decay) -> learning rate -> update
 
-`scale_by_muon` is the middle of it, `muon` the whole, `plan` shows the routing.
+and of orthogonalization by Newton-Schulz:
+
+    configuration (_orthogonalizers) -> coefficients (_coefficients, _polynomials)
+      -> form for the shape (_choice, _cost) -> iteration (_newton_schulz) -> _products
+
+`scale_by_muon` is the middle of it, `muon` the whole; `plan` shows the routing and
+`explain` what orthogonalization will run.
 
 Convention: a matrix is [fan_in, fan_out], as Flax kernels are.
 """
 
+from optax_muon._choice import Choice as Choice
+from optax_muon._coefficients import COEFFICIENTS as COEFFICIENTS
 from optax_muon._muon import MuonState as MuonState
 from optax_muon._muon import find_state as find_state
 from optax_muon._muon import scale_by_muon as scale_by_muon
 from optax_muon._normalize import normalize_neurons as normalize_neurons
-from optax_muon._orthogonalize import NewtonSchulz as NewtonSchulz
-from optax_muon._orthogonalize import Qdwh as Qdwh
-from optax_muon._orthogonalize import Svd as Svd
 from optax_muon._orthogonalize import orthogonalize as orthogonalize
+from optax_muon._orthogonalizers import NewtonSchulz as NewtonSchulz
+from optax_muon._orthogonalizers import Qdwh as Qdwh
+from optax_muon._orthogonalizers import Svd as Svd
+from optax_muon._orthogonalizers import explain as explain
 from optax_muon._plan import plan as plan
-from optax_muon._polynomials import COEFFICIENTS as COEFFICIENTS
+from optax_muon._polar_express import (
+    polar_express_coefficients as polar_express_coefficients,
+)
 from optax_muon._recipes import muon as muon
 from optax_muon._routing import MatrixAxes as MatrixAxes
 from optax_muon._routing import UndecidedLeafError as UndecidedLeafError

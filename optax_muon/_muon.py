@@ -12,11 +12,11 @@ from optax_muon import _checks
 from optax_muon._alike import check_alike
 from optax_muon._momentum import MOMENTUM_FORMS, accumulate
 from optax_muon._orthogonalize import (
-    NewtonSchulz,
     OrthogonalizerLike,
     check_orthogonalizer,
     orthogonalize,
 )
+from optax_muon._orthogonalizers import NewtonSchulz, Orthogonalizer
 from optax_muon._resolution import MatrixAxesLike, matrix_views
 from optax_muon._routing import MatrixView
 from optax_muon._scaling import ScaleRule, as_scale_rule, scale_factor
@@ -66,7 +66,7 @@ def scale_by_muon(
       momentum_dtype: dtype of the stored trace; None keeps each parameter's own. The
         arithmetic is at least float32.
       orthogonalizer: `NewtonSchulz(...)`, `Svd()`, `Qdwh()`, or a function from
-        [..., m, n] to [..., m, n]. It sees [batch, fan_in, fan_out].
+        [..., m, n] to [..., m, n]. A function sees [batch, fan_in, fan_out].
       scale: "width" sqrt(max(1, out/in)), "mup" sqrt(out/in), "adam_rms"
         0.2 sqrt(max(in, out)), "sqrt_max" sqrt(max(in, out)), a function
         f(fan_in, fan_out) -> float, or None for the polar factor itself.
@@ -157,6 +157,8 @@ def _step(
         partial(orthogonalize, orthogonalizer=orthogonalizer),
         [direction for _, direction in new],
         views,
+        # A user's function may tell fan-in from fan-out; ours treat both alike.
+        either_orientation=isinstance(orthogonalizer, Orthogonalizer),
     )
     steps = [
         (factor * p).astype(g.dtype)

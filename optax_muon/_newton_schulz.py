@@ -1,37 +1,21 @@
-"""The Newton-Schulz iteration: odd polynomials applied to the singular values.
+"""The Newton-Schulz iteration in its two forms, direct and Gram.
 
 An odd polynomial p acts on X = U S V^T as U p(S) V^T, so a chain of them that takes
 (0, 1] to about 1 takes X to about its polar factor U V^T with matrix products alone
 (Higham, Functions of Matrices, 2008, chapter 8; Jordan et al., Muon, 2024).
 """
 
+from types import ModuleType
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from optax_muon._casts import at_least_float32, widen
+from optax_muon._cost import cycles
 from optax_muon._polynomials import Row
-from optax_muon._products import xla as products
-
-
-def newton_schulz(
-    x: Float[Array, "*batch m n"], rows: tuple[Row, ...], dtype: jnp.dtype
-) -> Float[Array, "*batch m n"]:
-    """p_T(... p_1(x / ||x||_F)) for the polynomials (a, b, c) in `rows`.
-
-    Args:
-      x: matrices; each is normalised by its own Frobenius norm.
-      rows: one (a, b, c) for each step.
-      dtype: what operands are stored in; sums and epilogues are at least float32.
-
-    Returns:
-      Matrices in the accumulation dtype. Zeros give zeros; a NaN or Inf makes its own
-      matrix NaN and no other.
-    """
-    wide = x.shape[-2] <= x.shape[-1]
-    x = normalize(x)
-    x = _direct(x if wide else x.mT, rows, dtype)
-    return x if wide else x.mT
 
 
 def normalize(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
@@ -52,18 +36,105 @@ def normalize(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
     return x / jnp.maximum(norm, 1)
 
 
-def _direct(
-    x: Float[Array, "*batch n m"], rows: tuple[Row, ...], dtype: jnp.dtype
+def direct(
+    x: Float[Array, "*batch n m"],
+    rows: tuple[Row, ...],
+    dtype: jnp.dtype,
+    products: ModuleType,
 ) -> Float[Array, "*batch n m"]:
-    """Per step A = X X^T; B = b A + c A A; X = a X + B X, on the short side n <= m."""
-    accumulation = at_least_float32(dtype)
-    table = jnp.asarray(rows, accumulation).reshape(-1, 3)
+    """Per step R = X X^T; P = b R + c R^2; X = a X + P X.
 
-    def step(k: Array, x: Float[Array, "*batch n m"]) -> Float[Array, "*batch n m"]:
+    Args:
+      x: normalised matrices, n <= m, in the accumulation dtype of `dtype`.
+      rows: one (a, b, c) for each step.
+      dtype: what the operands of products are rounded to; X itself is not, or the
+        rounding of its first steps would grow by a at every later one.
+      products: a module of `optax_muon._products`.
+    """
+    table = _table(rows, dtype)
+
+    def step(k: Array, x: Any) -> Any:
         a, b, c = table[k]
-        low = x.astype(dtype)
-        gram = products.symmetric_product(low)
-        poly = products.symmetric_product(gram.astype(dtype), add=gram, alpha=c, beta=b)
-        return products.product(poly.astype(dtype), low, add=x, beta=a)
+        low = _rounded(x, dtype)
+        wide = products.gram(low)
+        r = _rounded(wide, dtype)
+        p = products.symmetric_product(r, r, alpha=c, plus=[(b, wide)])
+        return products.product(_rounded(p, dtype), low, plus=[(a, x)])
 
-    return lax.fori_loop(0, len(rows), step, x.astype(accumulation))
+    x = products.split(x)
+    return products.join(lax.fori_loop(0, len(rows), step, x))
+
+
+def gram(
+    x: Float[Array, "*batch n m"],
+    rows: tuple[Row, ...],
+    restarts: tuple[int, ...],
+    dtype: jnp.dtype,
+    products: ModuleType,
+) -> Float[Array, "*batch n m"]:
+    """Cycles of steps on R = X X^T alone; each ends with X <- (q I + Q) X.
+
+    A step is p(X) = (a I + P) X with P = b R + c R^2. Within a cycle
+
+      q I + Q <- (q I + Q) (a I + P),    R <- (a I + P) R (a I + P)
+
+    let the singular values see the same polynomials as in the direct form, but of all
+    products only R and Q X have the long side. q stays apart from Q so that X passes
+    unrounded: in 16 bits its rounding noise, which has full rank, would grow by q.
+
+    Rounding makes R indefinite, and a step multiplies its negative eigenvalues by a^2;
+    a restart forms R anew and bounds that.
+
+    Args:
+      x: normalised matrices, n <= m, in the accumulation dtype of `dtype`.
+      rows: one (a, b, c) for each step.
+      restarts: the 0-based steps after which a new cycle begins.
+      dtype: what R, P, Q and the operand X are rounded to. Each is rounded once and
+        that value used throughout: two different R in one step diverge.
+      products: a module of `optax_muon._products`.
+    """
+    table = _table(rows, dtype)
+    x = products.split(x)
+    for start, stop in cycles(restarts, len(rows)):
+        low = _rounded(x, dtype)
+        scalar, q = _cycle(low, table[start:stop], dtype, products)
+        x = products.product(q, low, plus=[(scalar, x)])
+    return products.join(x)
+
+
+def _cycle(
+    x: Any, table: Float[Array, "steps 3"], dtype: jnp.dtype, products: ModuleType
+) -> tuple[Float[Array, ""], Any]:
+    """(q, Q) with (q I + Q) X = p_T(... p_1(X)), the polynomials being the table's."""
+
+    def times(s: Any, t: Any, **epilogue: Any) -> Any:
+        return _rounded(products.symmetric_product(s, t, **epilogue), dtype)
+
+    def polynomial(r: Any, k: Array | int) -> tuple[Any, Any]:
+        a, b, c = table[k]
+        p = products.symmetric_product(r, r, alpha=c, plus=[(b, r)])
+        return _rounded(p, dtype), _rounded(products.shifted(p, a), dtype)
+
+    def step(k: Array, carry: Any) -> Any:
+        r, a_plus_p, scalar, q = carry
+        # In two products of a I + P, not expanded: where p(1) is small, the terms of
+        # an expansion cancel, and their rounding is all that remains.
+        r = times(times(r, a_plus_p), a_plus_p)
+        p, a_plus_p = polynomial(r, k)
+        a = table[k, 0]
+        return r, a_plus_p, a * scalar, times(q, p, plus=[(scalar, p), (a, q)])
+
+    r = _rounded(products.gram(x), dtype)
+    q, a_plus_p = polynomial(r, 0)
+    if len(table) == 1:
+        return table[0, 0], q
+    *_, scalar, q = lax.fori_loop(1, len(table), step, (r, a_plus_p, table[0, 0], q))
+    return scalar, q
+
+
+def _table(rows: tuple[Row, ...], dtype: jnp.dtype) -> Float[Array, "steps 3"]:
+    return jnp.asarray(rows, at_least_float32(dtype)).reshape(-1, 3)
+
+
+def _rounded(tree: Any, dtype: jnp.dtype) -> Any:
+    return jax.tree.map(lambda array: array.astype(dtype), tree)

@@ -1,104 +1,14 @@
-"""What to run for a stack of matrices: the method, the platform, the dtype.
+"""orthogonalize: the polar factor of matrices, by a configuration or a function."""
 
-An orthogonalizer is a configuration: frozen, hashable, picklable. It is not callable,
-because `optax.inject_hyperparams` takes every callable argument for a schedule.
-"""
-
-import abc
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from optax_muon import _checks, _exact
-from optax_muon._casts import at_least_float32
-from optax_muon._newton_schulz import newton_schulz
-from optax_muon._polynomials import as_table
-
-
-class Orthogonalizer(abc.ABC):
-    """How to find the polar factor U V^T of every matrix U S V^T in a stack."""
-
-    @abc.abstractmethod
-    def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
-        """The (approximate) polar factors; in any real dtype, zeros give zeros."""
-
-
-@dataclasses.dataclass(frozen=True)
-class NewtonSchulz(Orthogonalizer):
-    """Newton-Schulz: `steps` odd quintics applied to the singular values.
-
-    Attributes:
-      coefficients: a name in `COEFFICIENTS`, or rows (a, b, c), one a step.
-      steps: how many steps; None takes the table's own number. Fewer than the table has
-        take its first rows; past its end the last row repeats.
-      dtype: of the products' operands. None means bfloat16 on TPU and GPU, float32 on
-        CPU, chosen for the platform that the program is compiled for; float64 input
-        is then computed in float64 everywhere. Sums are at least float32.
-
-    Raises:
-      ValueError: unknown name, malformed rows, fewer than one step, no float dtype.
-
-    >>> NewtonSchulz("keller_jordan", steps=3)
-    NewtonSchulz(coefficients='keller_jordan', steps=3, dtype=None)
-
-    References:
-      Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024.
-      Amsel et al., The Polar Express, arXiv 2505.16932, 2025.
-    """
-
-    coefficients: Any = "polar_express"
-    steps: int | None = None
-    _: dataclasses.KW_ONLY
-    dtype: Any = None
-
-    def __post_init__(self) -> None:
-        table = as_table(self.coefficients)
-        if not isinstance(self.coefficients, str):  # lists would not hash
-            object.__setattr__(self, "coefficients", table)
-        if self.steps is not None and (
-            not isinstance(self.steps, int)
-            or isinstance(self.steps, bool)
-            or self.steps < 1
-        ):
-            raise ValueError(
-                f"steps={self.steps!r} must be a positive int, or None for the "
-                f"table's own {table.steps}: the loop's length is compiled in."
-            )
-        object.__setattr__(self, "dtype", _checks.float_dtype("dtype", self.dtype))
-
-    def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
-        rows = as_table(self.coefficients).schedule(self.steps)
-        run = partial(newton_schulz, rows=rows)
-        on_cpu = self.dtype or at_least_float32(x.dtype)
-        elsewhere = self.dtype or _bfloat16_or_float64(x.dtype)
-        return lax.platform_dependent(
-            x,
-            cpu=lambda x: _one_by_one(partial(run, dtype=on_cpu), x),
-            default=partial(run, dtype=elsewhere),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Svd(Orthogonalizer):
-    """The exact polar factor U_r V_r^T by SVD; directions of rank noise get no step."""
-
-    def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
-        return _exact.polar_svd(x)
-
-
-@dataclasses.dataclass(frozen=True)
-class Qdwh(Orthogonalizer):
-    """The exact polar factor by QDWH; matrices without full rank are completed."""
-
-    def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
-        return _exact.polar_qdwh(x)
-
+from optax_muon._orthogonalizers import NewtonSchulz, Orthogonalizer
 
 OrthogonalizerLike = Orthogonalizer | Callable[[jax.Array], jax.Array]
 
@@ -137,6 +47,7 @@ def orthogonalize(
       TypeError: an orthogonalizer of another type; complex or integer input.
       ValueError: fewer than two axes; a function that returns another shape.
 
+    >>> from optax_muon import Svd
     >>> x = jnp.array([[3.0, 0.0], [0.0, -0.5]])
     >>> print(orthogonalize(x, Svd()))
     [[ 1.  0.]
@@ -172,19 +83,3 @@ def _polar(
             f"matrices of shape {x.shape}; it must keep the shape."
         )
     return jnp.asarray(result).astype(x.dtype)
-
-
-def _one_by_one(
-    function: Callable[[jax.Array], jax.Array], x: Float[Array, "*batch m n"]
-) -> Float[Array, "*batch m n"]:
-    """`function` of each matrix in turn: XLA's CPU runs batched products slower."""
-    if x.ndim == 2:
-        return function(x)
-    stack = x.reshape((-1, *x.shape[-2:]))
-    one = stack.shape[0] == 1
-    result = function(stack[0])[None] if one else lax.map(function, stack)
-    return result.reshape(x.shape)
-
-
-def _bfloat16_or_float64(dtype: jnp.dtype) -> jnp.dtype:
-    return dtype if dtype == jnp.float64 else jnp.dtype(jnp.bfloat16)

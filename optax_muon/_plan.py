@@ -37,7 +37,14 @@ class PlanLeaf:
 
 @dataclasses.dataclass(frozen=True)
 class PlanBucket:
-    """Matrices of one shape and dtype, which go through one iteration together."""
+    """Matrices that go through one iteration together.
+
+    Attributes:
+      matrix: (rows, columns) of each; taller ones are transposed, so rows <= columns.
+      dtype: of the leaves.
+      count: how many matrices there are.
+      paths: the leaves they come from.
+    """
 
     matrix: tuple[int, int]
     dtype: np.dtype
@@ -132,12 +139,12 @@ def _buckets(matrices: list[Route]) -> tuple[PlanBucket, ...]:
     grouped = buckets(views, [route.dtype for route in matrices])
     return tuple(
         PlanBucket(
-            matrix=(fan_in, fan_out),
+            matrix=(rows, columns),
             dtype=dtype,
             count=sum(views[i].matrices[0] for i in members),
             paths=tuple(matrices[i].path for i in members),
         )
-        for (fan_in, fan_out, dtype), members in grouped.items()
+        for (rows, columns, dtype), members in grouped
     )
 
 

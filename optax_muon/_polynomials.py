@@ -1,17 +1,26 @@
-"""Coefficient tables of the Newton-Schulz iteration, each with its source.
+"""Odd quintics in a chain: rows of coefficients, and how large an input they bear.
 
-One row (a, b, c) is one step of the odd quintic p(x) = a x + b x^3 + c x^5 acting on
-the singular values. An iteration of `steps` steps takes the first `steps` rows; past
-the last row, the last row repeats.
+One row (a, b, c) is one step p(s) = a s + b s^3 + c s^5 acting on the singular values.
+Every such p maps (0, d] to an interval that begins at 0. So a chain of them is safe on
+(0, d] when the largest value of each step is within what the rest of the chain bears,
+and two short recursions over critical points settle exactly what a grid only samples.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
-import types
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 Row = tuple[float, float, float]
+
+# Rounding the singular value 1 to bfloat16 (8 bits) errs by at most 2^-8 of it; the
+# error of the norm that was divided by is of float32's size, and far below.
+LARGEST_INPUT = 1 + 2.0**-8
+
+# A Polar Express chain that is cut short reaches 2 - l by design (l as small as it
+# likes, hence room for float64's rounding). Beyond 2 nothing good is left.
+_LARGEST_OUTPUT = 2 * (1 + 2.0**-40)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +49,7 @@ class CoefficientTable:
     def schedule(self, steps: int | None = None) -> tuple[Row, ...]:
         """The (a, b, c) of each of `steps` steps (default: the table's own number).
 
-        >>> COEFFICIENTS["cubic"].schedule(2)
+        >>> CoefficientTable(((1.5, -0.5, 0.0),), steps=5).schedule(2)
         ((1.5, -0.5, 0.0), (1.5, -0.5, 0.0))
         """
         count = self.steps if steps is None else steps
@@ -48,124 +57,147 @@ class CoefficientTable:
         return tuple(self.rows[min(k, last)] for k in range(count))
 
 
-def as_table(rows: object) -> CoefficientTable:
-    """A name, a table, or rows of three numbers as a checked `CoefficientTable`.
+def evaluate(row: Row, s: float) -> float:
+    """a s + b s^3 + c s^5; infinite or NaN, and no exception, when s is huge."""
+    a, b, c = row
+    t = s * s
+    return s * (a + t * (b + t * c))
+
+
+def deflate(row: Row, safety: float) -> Row:
+    """The row of p(s / safety)."""
+    a, b, c = row
+    return a / safety, b / safety**3, c / safety**5
+
+
+@functools.lru_cache(maxsize=256)  # configurations are built often, from few tables
+def margin(rows: tuple[Row, ...]) -> float:
+    """By what factor a singular value may grow, before any one step, and be safe.
+
+    min over k of D_k / M_k: the divergence threshold D_k of the steps from k on, over
+    the largest singular value M_k that the k steps before them make of (0, 1].
+
+    >>> round(margin(((3.4445, -4.7750, 2.0315),) * 5), 3)
+    1.051
+    """
+    thresholds = _thresholds(rows)
+    if thresholds[0] < 1:
+        return thresholds[0]
+    largest = itertools.accumulate(rows, lambda m, row: _peak(row, m), initial=1.0)
+    return min(d / m for d, m in zip(thresholds, largest, strict=False))
+
+
+def check_rows(rows: tuple[Row, ...], coefficients: object = None) -> None:
+    """Raise unless every singular value in (0, 1 + 2^-8] stays positive and ends <= 2.
+
+    Args:
+      rows: the steps that will run, as `CoefficientTable.schedule` gives them.
+      coefficients: what the user passed, for the message.
 
     Raises:
-      ValueError: unknown name, no rows, rows that are not three finite numbers.
+      ValueError: a step turns a sign, or the chain explodes.
     """
-    if isinstance(rows, CoefficientTable):
-        return rows
-    if isinstance(rows, str):
-        if rows not in COEFFICIENTS:
-            names = ", ".join(COEFFICIENTS)
-            raise ValueError(
-                f"coefficients={rows!r} is no table of optax_muon; valid names: "
-                f"{names}. A table of your own is a sequence of rows (a, b, c)."
-            )
-        return COEFFICIENTS[rows]
-    checked = _checked_rows(rows)
-    return CoefficientTable(rows=checked, steps=len(checked))
-
-
-def _checked_rows(rows: Any) -> tuple[Row, ...]:
-    try:
-        found = tuple((float(a), float(b), float(c)) for a, b, c in rows)
-    except (TypeError, ValueError):  # no sequence, no triple, or no numbers
-        found = ()
-    if not found:
-        raise ValueError(
-            f"coefficients={rows!r} is no table: pass a name or a non-empty sequence "
-            "of rows (a, b, c), one a step, for a x + b x^3 + c x^5."
-        )
-    bad = [row for row in found if not all(map(math.isfinite, row))]
-    if bad:
-        raise ValueError(f"coefficients has rows that are not finite: {bad}.")
-    return found
-
-
-def _with_safety(rows: Iterable[Row], safety: float) -> tuple[Row, ...]:
-    """Rows of p(x / safety) for all but the last row, which is the limit's own.
-
-    Amsel et al. apply it in their code: rounding may push a singular value past 1,
-    where an unguarded minimax polynomial explodes.
-    """
-    *head, last = rows
-    return tuple((a / safety, b / safety**3, c / safety**5) for a, b, c in head) + (
-        last,
+    safe = _thresholds(rows)[0]
+    if safe >= LARGEST_INPUT:
+        return
+    name = f"{coefficients!r}: " if isinstance(coefficients, str) else ""
+    raise ValueError(
+        f"coefficients={name}[{_shown(rows)}] cannot be iterated: "
+        f"{_failure_beyond(safe, rows)}. Only singular values up to {safe:.7g} are "
+        f"safe, but rounding and the norm's own error let them reach 1 + 2^-8 = "
+        f"{LARGEST_INPUT:.7g}. Deflate every step by a safety factor s, that is "
+        "(a/s, b/s^3, c/s^5), or take rows of polar_express_coefficients(steps, "
+        "safety=1.01), or another table of COEFFICIENTS."
     )
 
 
-_JORDAN: Row = (3.4445, -4.7750, 2.0315)
+@functools.lru_cache(maxsize=256)
+def _thresholds(rows: tuple[Row, ...]) -> tuple[float, ...]:
+    """D_k for each k: steps k, k + 1, ... are safe on (0, D_k], and no further.
 
-_POLAR_EXPRESS: tuple[Row, ...] = (
-    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
-    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
-    (1.875, -1.25, 0.375),
-)
+    (0, d] is safe for them if p_k is positive on it and at most D_{k+1}.
+    """
+    bounds = [_LARGEST_OUTPUT]
+    for row in reversed(rows):
+        bounds.append(_reach(row, bounds[-1]))
+    return tuple(bounds[:0:-1])
 
-_YOU_JIACHENG: tuple[Row, ...] = (
-    (4.0848, -6.8946, 2.9270),
-    (3.9505, -6.3029, 2.6377),
-    (3.7418, -5.5913, 2.3037),
-    (2.8769, -3.1427, 1.2046),
-    (2.8366, -3.0525, 1.2012),
-)
 
-_MODULA_TIMES_1024: tuple[Row, ...] = (
-    (3955, -8306, 5008),
-    (3735, -6681, 3463),
-    (3799, -6499, 3211),
-    (4019, -6385, 2906),
-    (2677, -3029, 1162),
-    (2172, -1833, 682),
-)
+def _reach(row: Row, bound: float) -> float:
+    """The largest d with 0 < p <= bound on (0, d]."""
 
-COEFFICIENTS: Mapping[str, CoefficientTable] = types.MappingProxyType(
-    {
-        "polar_express": CoefficientTable(
-            rows=_with_safety(_POLAR_EXPRESS, 1.01),
-            steps=5,
-            source="Amsel et al. 2025, arXiv 2505.16932, appendix A (l = 1e-3), with "
-            "the safety factor 1.01 of the paper's code",
-        ),
-        "keller_jordan": CoefficientTable(
-            rows=(_JORDAN,),
-            steps=5,
-            source="K. Jordan, muon.py, 2024; does not converge to 1 by design: "
-            "singular values land in about [0.68, 1.20]",
-        ),
-        "you_jiacheng": CoefficientTable(
-            rows=_YOU_JIACHENG,
-            steps=5,
-            source="You Jiacheng's schedule of five steps; optax calls it 'dion'",
-        ),
-        "modula": CoefficientTable(
-            rows=tuple(
-                (a / 1024, b / 1024, c / 1024) for a, b, c in _MODULA_TIMES_1024
-            ),
-            steps=6,
-            source="J. Bernstein's modula, You Jiacheng's six steps over 1024",
-        ),
-        "deepseek_v4": CoefficientTable(
-            rows=(_JORDAN,) * 8 + ((2.0, -1.5, 0.5),) * 2,
-            steps=10,
-            source="DeepSeek-V4: eight steps of keller_jordan, two of (2, -1.5, 0.5)",
-        ),
-        "cubic": CoefficientTable(
-            rows=((1.5, -0.5, 0.0),),
-            steps=5,
-            source="classical Newton-Schulz, X (3 I - X^T X) / 2",
-        ),
-        "quintic": CoefficientTable(
-            rows=((1.875, -1.25, 0.375),),
-            steps=5,
-            source="classical Newton-Schulz of degree 5 (Taylor coefficients)",
-        ),
-    }
-)
+    def inside(s: float) -> bool:
+        return 0 < evaluate(row, s) <= bound
+
+    low = 0.0
+    for high in _turning_points(row):
+        if not inside(high):
+            return _last_inside(inside, low, high)
+        low = high
+    high = max(1.0, 2 * low)
+    while inside(high):  # past its turning points p tends to an infinity
+        low, high = high, 2 * high
+    return _last_inside(inside, low, high)
+
+
+def _last_inside(inside: Callable[[float], bool], low: float, high: float) -> float:
+    """Bisection where p is monotone, so that it leaves the bounds once."""
+    for _ in range(60):  # the gap shrinks by 2^60, past float64's 53 bits
+        middle = (low + high) / 2
+        low, high = (middle, high) if inside(middle) else (low, middle)
+    return low
+
+
+def _peak(row: Row, high: float) -> float:
+    """The largest value of p on (0, high]."""
+    points = (s for s in _turning_points(row) if s < high)
+    return max(evaluate(row, s) for s in (*points, high))
+
+
+def _turning_points(row: Row) -> list[float]:
+    """Where p'(s) = a + 3 b t + 5 c t^2 is zero, t = s^2, ascending."""
+    a, b, c = row[0], 3 * row[1], 5 * row[2]
+    discriminant = b * b - 4 * a * c
+    if not discriminant >= 0:
+        return []
+    # No difference of like numbers: one root is w / c, and their product is a / c.
+    w = -(b + math.copysign(math.sqrt(discriminant), b)) / 2
+    ratios = [(w, c), (a, w)]
+    return sorted(math.sqrt(p / q) for p, q in ratios if q != 0 and p / q > 0)
+
+
+def _failure_beyond(safe: float, rows: tuple[Row, ...]) -> str:
+    """What becomes of one singular value in [safe, 1 + 2^-8], in words.
+
+    The largest one may get through where smaller ones do not; they are searched
+    ever closer to `safe`, above which failure begins.
+    """
+    span = LARGEST_INPUT - safe
+    values = (safe + span * 2.0**-j for j in range(60))
+    found = filter(None, (_failure(s, rows) for s in values))
+    return next(found, f"singular values just above {safe:.7g} fail")
+
+
+def _failure(s: float, rows: tuple[Row, ...]) -> str | None:
+    value = s
+    for k, row in enumerate(rows, 1):
+        value = evaluate(row, value)
+        if value <= 0:
+            return (
+                f"the singular value {s:.7g} is mapped to {value:.4g} after step {k}, "
+                "which is not positive: its direction turns round or is lost"
+            )
+        if math.isinf(value):
+            break
+    if value <= _LARGEST_OUTPUT:
+        return None
+    return f"the singular value {s:.7g} is mapped to {value:.4g}, beyond 2: it explodes"
+
+
+def _shown(rows: tuple[Row, ...]) -> str:
+    """`(a, b, c), 4 x (a, b, c), ...`: long chains repeat their rows."""
+    runs = [(len(list(same)), row) for row, same in itertools.groupby(rows)]
+    return ", ".join(
+        f"{count} x " * (count > 1) + f"({a:.6g}, {b:.6g}, {c:.6g})"
+        for count, (a, b, c) in runs
+    )

@@ -10,7 +10,8 @@ from optax_muon._alike import checked_against_moments, checked_against_parameter
 from optax_muon._casts import float16_as_float32, in_parameters_dtype
 from optax_muon._decay import add_weight_decay
 from optax_muon._muon import scale_by_muon
-from optax_muon._orthogonalize import NewtonSchulz, OrthogonalizerLike
+from optax_muon._orthogonalize import OrthogonalizerLike
+from optax_muon._orthogonalizers import NewtonSchulz
 from optax_muon._resolution import ADAM, MUON, MatrixAxesLike, labels
 from optax_muon._scaling import ScaleRule, scale_by_shape
 

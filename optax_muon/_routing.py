@@ -89,6 +89,11 @@ class MatrixView:
         )
 
     @property
+    def size(self) -> int:
+        """How many entries the leaf has."""
+        return math.prod(self.shape)
+
+    @property
     def fans(self) -> tuple[int, int]:
         """(fan_in, fan_out)."""
         return self.matrices[1:]

@@ -14,10 +14,15 @@ def chain(x: np.ndarray, rows) -> np.ndarray:
     """U p_T(... p_1(s / ||x||_F)) V^T for the polynomials a s + b s^3 + c s^5."""
     u, s, vh = np.linalg.svd(np.asarray(x, np.float64), full_matrices=False)
     norm = np.sqrt((s**2).sum(-1, keepdims=True))
-    s = s / np.where(norm > 0, norm, 1)
+    s = quintics(s / np.where(norm > 0, norm, 1), rows)
+    return (u * s[..., None, :]) @ vh
+
+
+def quintics(s: np.ndarray, rows) -> np.ndarray:
+    """p_T(... p_1(s)) for the polynomials a s + b s^3 + c s^5."""
     for a, b, c in rows:
         s = a * s + b * s**3 + c * s**5
-    return (u * s[..., None, :]) @ vh
+    return s
 
 
 def relative_error(x, reference) -> float:

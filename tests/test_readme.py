@@ -79,7 +79,7 @@ def test_table_of_leaves():
 def tree():
     """Every module with the first line of its docstring, as the README shows it."""
     lines = []
-    for folder in ("optax_muon", "examples", "tests"):
+    for folder in ("optax_muon", "examples", "benchmarks", "tests"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             about = ast.get_docstring(ast.parse(path.read_text())) or ""
             if about:

@@ -1,48 +1,78 @@
-"""Products in plain XLA. Both return their sum unrounded, in the accumulation dtype.
+"""Products in plain XLA: both forms are the array itself."""
 
-That dtype is float32 for 16-bit operands: the caller finishes its epilogue there and
-rounds once.
-"""
+from collections.abc import Sequence
 
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from optax_muon._casts import at_least_float32
 
+Scalar = Float[Array, ""] | float
 
-def product(
-    x: Float[Array, "*batch m k"],
-    y: Float[Array, "*batch k n"],
-    *,
-    add: Float[Array, "*batch m n"],
-    beta: Float[Array, ""],
-) -> Float[Array, "*batch m n"]:
-    """x y + beta add."""
-    return _dot(x, y, contract_y=-2) + beta * add
+
+def split(x: Float[Array, "*batch n m"]) -> Float[Array, "*batch n m"]:
+    """x itself."""
+    return x
+
+
+def join(x: Float[Array, "*batch n m"]) -> Float[Array, "*batch n m"]:
+    """x itself."""
+    return x
+
+
+def gram(x: Float[Array, "*batch n m"]) -> Float[Array, "*batch n n"]:
+    """x x^T."""
+    return dot(x, x, contract=(-1, -1))
 
 
 def symmetric_product(
-    x: Float[Array, "*batch n k"],
+    s: Float[Array, "*batch n n"],
+    t: Float[Array, "*batch n n"],
     *,
-    add: Float[Array, "*batch n n"] | None = None,
-    alpha: Float[Array, ""] | float = 1.0,
-    beta: Float[Array, ""] | float = 0.0,
+    alpha: Scalar = 1.0,
+    plus: Sequence[tuple[Scalar, Float[Array, "*batch n n"]]] = (),
 ) -> Float[Array, "*batch n n"]:
-    """alpha x x^T + beta add, a symmetric matrix: backends may compute one half."""
-    gram = alpha * _dot(x, x, contract_y=-1)
-    return gram if add is None else gram + beta * add
+    """alpha s t + the weighted matrices `plus`."""
+    return weighted_sum((alpha, dot(s, t)), *plus)
 
 
-def _dot(
-    x: Float[Array, "*batch m k"], y: Float[Array, "*batch p q"], contract_y: int
-) -> Float[Array, "*batch m n"]:
+def product(
+    s: Float[Array, "*batch n n"],
+    x: Float[Array, "*batch n m"],
+    *,
+    plus: Sequence[tuple[Scalar, Float[Array, "*batch n m"]]] = (),
+) -> Float[Array, "*batch n m"]:
+    """s x + the weighted matrices `plus`."""
+    return weighted_sum((1.0, dot(s, x)), *plus)
+
+
+def shifted(s: Float[Array, "*batch n n"], a: Scalar) -> Float[Array, "*batch n n"]:
+    """s + a I."""
+    return s + a * jnp.eye(s.shape[-1], dtype=s.dtype)
+
+
+def dot(
+    x: Float[Array, "*batch i j"],
+    y: Float[Array, "*batch k l"],
+    *,
+    contract: tuple[int, int] = (-1, -2),
+) -> Float[Array, "*batch p q"]:
+    """x y over the axes `contract`, a pair of -1 and -2, in the accumulation dtype."""
     batch = tuple(range(x.ndim - 2))
+    over = ((x.ndim + contract[0],), (y.ndim + contract[1],))
     # At a TPU's default precision, float32 operands are rounded to bfloat16.
     full = x.dtype.itemsize >= 4
     return lax.dot_general(
         x,
         y,
-        (((x.ndim - 1,), (y.ndim + contract_y,)), (batch, batch)),
+        (over, (batch, batch)),
         precision=lax.Precision.HIGHEST if full else lax.Precision.DEFAULT,
         preferred_element_type=at_least_float32(x.dtype),
     )
+
+
+def weighted_sum(*terms: tuple[Scalar, Float[Array, "*batch p q"]]) -> Array:
+    """The sum of weight times matrix, in the dtype of the first matrix."""
+    total = sum(weight * matrix for weight, matrix in terms)
+    return jnp.asarray(total, terms[0][1].dtype)

@@ -1,0 +1,211 @@
+"""The configurations of `orthogonalize`: NewtonSchulz, Svd, Qdwh.
+
+A configuration is frozen, hashable, picklable, and not callable, because
+`optax.inject_hyperparams` takes every callable argument for a schedule.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from optax_muon import _checks, _exact
+from optax_muon._casts import at_least_float32
+from optax_muon._choice import AUTO, GRAM, METHODS, Choice, check_gram, choose
+from optax_muon._coefficients import as_table
+from optax_muon._newton_schulz import direct, gram, normalize
+from optax_muon._polynomials import Row, check_rows
+from optax_muon._stacking import in_chunks, matrices_at_once, one_by_one
+
+
+class Orthogonalizer(abc.ABC):
+    """How to find the polar factor U V^T of every matrix U S V^T in a stack."""
+
+    @abc.abstractmethod
+    def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
+        """The (approximate) polar factors; in any real dtype, zeros give zeros."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NewtonSchulz(Orthogonalizer):
+    """Newton-Schulz: `steps` odd quintics applied to the singular values.
+
+    For n x m matrices with n <= m, alpha = m / n, the direct form takes
+    2 T (2 alpha + 1) n^3 FLOPs in T steps; the Gram form, which iterates on X X^T and
+    comes back to X at every restart, 8 T - 6 + 4 alpha + r (4 alpha - 6) with r
+    restarts. It is the cheaper one from alpha = 1.5 on. `explain` says what runs.
+
+    Attributes:
+      coefficients: a name in `COEFFICIENTS`, or rows (a, b, c), one a step.
+      steps: how many steps; None takes the table's own number. Fewer than the table has
+        take its first rows; past its end the last row repeats.
+      method: "direct", "gram", or "auto": the cheaper of the two for each shape, of
+        those that are safe with these coefficients in this dtype.
+      dtype: of the products' operands. None means bfloat16 on TPU and GPU, float32 on
+        CPU, chosen for the platform that the program is compiled for; float64 input
+        is then computed in float64 everywhere. Sums are at least float32, and float32
+        products run at full precision on every platform.
+      restarts: for method "gram": the 0-based steps after which it comes back to X;
+        None picks the fewest that keep rounding noise small in the dtype.
+
+    Raises:
+      ValueError: unknown name, malformed or unsafe rows, fewer than one step, no float
+        dtype; a Gram form that the dtype cannot bear.
+
+    >>> NewtonSchulz("keller_jordan", steps=3)
+    NewtonSchulz(coefficients='keller_jordan', steps=3, method='auto', dtype=None, \
+restarts=None)
+
+    References:
+      Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024.
+      Amsel et al., The Polar Express, arXiv 2505.16932, 2025.
+      Dao-AILab, Gram Newton-Schulz, 2025: the Gram form and its restarts.
+    """
+
+    coefficients: Any = "polar_express"
+    steps: int | None = None
+    _: dataclasses.KW_ONLY
+    method: str = AUTO
+    dtype: Any = None
+    restarts: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        table = as_table(self.coefficients)
+        if not isinstance(self.coefficients, str):  # lists would not hash
+            object.__setattr__(self, "coefficients", table)
+        if self.steps is not None and not (_is_int(self.steps) and self.steps >= 1):
+            raise ValueError(
+                f"steps={self.steps!r} must be a positive int, or None for the "
+                f"table's own {table.steps}: the loop's length is compiled in."
+            )
+        check_rows(self.rows, self.coefficients)
+        _checks.check_choice("method", self.method, METHODS)
+        object.__setattr__(self, "dtype", _checks.float_dtype("dtype", self.dtype))
+        if self.restarts is not None:
+            self._check_restarts()
+        if self.method == GRAM:
+            check_gram(self.rows, self.restarts, self.dtype)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The (a, b, c) of every step that runs."""
+        return as_table(self.coefficients).schedule(self.steps)
+
+    def choice(self, shape: tuple[int, ...], dtype: Any, platform: str) -> Choice:
+        """What runs for matrices [..., m, n] of `dtype` on "cpu", "gpu" or "tpu"."""
+        on_cpu = at_least_float32(dtype)
+        elsewhere = on_cpu if on_cpu == jnp.float64 else jnp.dtype(jnp.bfloat16)
+        return choose(
+            shape,
+            self.rows,
+            self.dtype or (on_cpu if platform == "cpu" else elsewhere),
+            method=self.method,
+            restarts=self.restarts,
+            platform=platform,
+        )
+
+    def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
+        def on(platform: str) -> Callable[[jax.Array], jax.Array]:
+            return partial(self._run, self.choice(x.shape, x.dtype, platform))
+
+        return lax.platform_dependent(
+            x,
+            cpu=lambda x: one_by_one(on("cpu"), x),
+            default=lambda x: in_chunks(on("default"), x, matrices_at_once(x)).astype(
+                x.dtype
+            ),
+        )
+
+    def _run(
+        self, choice: Choice, x: Float[Array, "*batch m n"]
+    ) -> Float[Array, "*batch m n"]:
+        wide = x.shape[-2] <= x.shape[-1]
+        x = normalize(x if wide else x.mT)
+        x = x.astype(at_least_float32(choice.dtype))
+        if choice.method == GRAM:
+            x = gram(x, self.rows, choice.restarts, choice.dtype, choice.module)
+        else:
+            x = direct(x, self.rows, choice.dtype, choice.module)
+        return x if wide else x.mT
+
+    def _check_restarts(self) -> None:
+        restarts: Any = self.restarts
+        last = len(self.rows) - 2
+        if isinstance(restarts, list):  # a list would not hash
+            restarts = tuple(restarts)
+            object.__setattr__(self, "restarts", restarts)
+        if self.method != GRAM:
+            raise ValueError(
+                f"restarts={restarts!r} belongs to the Gram form, but method is "
+                f"{self.method!r}; pass method='gram' as well, or leave restarts out."
+            )
+        if (
+            not isinstance(restarts, tuple)
+            or not all(_is_int(k) and 0 <= k <= last for k in restarts)
+            or list(restarts) != sorted(set(restarts))
+        ):
+            raise ValueError(
+                f"restarts={restarts!r} must be ascending 0-based steps, up to {last} "
+                f"for {last + 2} steps: a new cycle begins after each of them."
+            )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Svd(Orthogonalizer):
+    """The exact polar factor U_r V_r^T by SVD; directions of rank noise get no step."""
+
+    def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
+        return _exact.polar_svd(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Qdwh(Orthogonalizer):
+    """The exact polar factor by QDWH; matrices without full rank are completed."""
+
+    def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
+        return _exact.polar_qdwh(x)
+
+
+def explain(
+    shape: tuple[int, ...],
+    orthogonalizer: NewtonSchulz = NewtonSchulz(),
+    *,
+    dtype: Any = "float32",
+    platform: str | None = None,
+) -> Choice:
+    """What `NewtonSchulz` runs for matrices of a shape, and why.
+
+    Args:
+      shape: [..., m, n].
+      orthogonalizer: the configuration.
+      dtype: of the matrices; the products' own is in the answer.
+      platform: "cpu", "gpu" or "tpu"; None means this process's default.
+
+    Raises:
+      TypeError: an orthogonalizer without a choice, such as `Svd()`.
+      ValueError: fewer than two axes; an unknown platform.
+
+    >>> choice = explain((384, 1536), NewtonSchulz("keller_jordan"), platform="tpu")
+    >>> choice.method, choice.restarts, str(choice.dtype)
+    ('gram', (1, 2), 'bfloat16')
+    """
+    if not isinstance(orthogonalizer, NewtonSchulz):
+        raise TypeError(
+            f"orthogonalizer={orthogonalizer!r} leaves nothing to choose; explain() "
+            "tells what NewtonSchulz(...) runs."
+        )
+    if len(shape) < 2 or 0 in shape:
+        raise ValueError(f"shape={shape!r} must be that of matrices [..., m, n].")
+    platform = jax.default_backend() if platform is None else platform
+    _checks.check_choice("platform", platform, ("cpu", "gpu", "tpu"))
+    return orthogonalizer.choice(tuple(shape), jnp.dtype(dtype), platform)

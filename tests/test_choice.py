@@ -1,0 +1,192 @@
+"""What runs for a shape: its cost, restarts and safety, and that it is what runs."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from optax_muon import COEFFICIENTS, NewtonSchulz, Svd, explain, orthogonalize
+from optax_muon._cost import (
+    direct_flops,
+    gram_flops,
+    noise_growth,
+    noise_limit,
+    safe_restarts,
+)
+
+DTYPES = [jnp.dtype(name) for name in ("bfloat16", "float16", "float32", "float64")]
+SIXTEEN_BITS = ("bfloat16", "float16")
+
+
+@pytest.mark.parametrize("alpha", [1, 2, 4, 7.5])
+@pytest.mark.parametrize("steps", [1, 2, 5, 10])
+def test_flops_are_those_of_the_published_model(alpha, steps):
+    """In units of n^3, for plain products and for one triangle of symmetric ones."""
+    n, m = 100, round(100 * alpha)
+    plain, triangle = 2 * steps * (2 * alpha + 1), steps * (3 * alpha + 1)
+    assert direct_flops(n, m, steps) == pytest.approx(plain * n**3)
+    assert direct_flops(n, m, steps, 0.5) == pytest.approx(triangle * n**3)
+    for r in range(min(steps, 3)):
+        restarts = tuple(range(r))
+        plain = 8 * steps - 6 + 4 * alpha + r * (4 * alpha - 6)
+        triangle = 4 * steps - 3 + 3 * alpha + r * (3 * alpha - 3)
+        assert gram_flops(n, m, steps, restarts) == pytest.approx(plain * n**3)
+        half = gram_flops(n, m, steps, restarts, 0.5)
+        assert half == pytest.approx(triangle * n**3)
+
+
+def brute_force(rows, dtype):
+    """The fewest restarts, then the least growth, then the earliest, of all subsets."""
+    safe = [
+        restarts
+        for count in range(len(rows))
+        for restarts in itertools.combinations(range(len(rows) - 1), count)
+        if noise_growth(rows, restarts) <= noise_limit(dtype)
+    ]
+    kept = [restarts for restarts in safe if restarts[:1] != (0,)]
+    return min(kept or safe, key=lambda r: (len(r), noise_growth(rows, r), r))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", COEFFICIENTS)
+def test_safe_restarts_are_the_best_of_all(name, dtype):
+    for steps in range(1, 9):
+        rows = COEFFICIENTS[name].schedule(steps)
+        assert safe_restarts(rows, dtype) == brute_force(rows, dtype)
+
+
+@pytest.mark.parametrize("name", ["keller_jordan", "you_jiacheng", "polar_express"])
+def test_restarts_of_five_steps(name):
+    """As measured: two steps a cycle in 16 bits, one restart in float32."""
+    rows = COEFFICIENTS[name].schedule()
+    found = [safe_restarts(rows, dtype) for dtype in DTYPES]
+    assert found == [(1, 2), (1, 2), (1,), ()]
+
+
+def test_noise_grows_by_the_square_of_a_in_every_step_but_the_last():
+    rows = ((2.0, -1.0, 0.1), (3.0, -1.0, 0.1), (5.0, -1.0, 0.1), (0.5, 0.0, 0.0))
+    assert noise_growth(rows) == (2 * 3 * 5) ** 2
+    assert noise_growth(rows, (1,)) == 25
+    assert noise_growth(rows, (0,)) == 15**2
+    assert noise_growth((rows[3], rows[0]), ()) == 1  # it does not shrink either
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("alpha", [1, 1.25, 1.75, 4])
+def test_auto_takes_the_cheaper_form(platform, alpha):
+    """Plain break-even is alpha = 1.5 for more than one step and any restarts."""
+    shape = (200, round(200 * alpha))
+    found = explain(shape, platform=platform)
+    assert found.method == ("gram" if alpha > 1.5 else "direct")
+    assert found.flops == min(
+        explain(shape, NewtonSchulz(method=method), platform=platform).flops
+        for method in ("direct", "gram")
+    )
+    assert explain(shape[::-1], platform=platform) == found
+    assert explain((3, 7, *shape), platform=platform) == found
+
+
+def test_skipping_blocks_moves_the_break_even():
+    """With 3/4 of each symmetric product it is 3 s / (1 + s) = 1.29; see the FLOPs."""
+    cases = {1.25: "direct", 1.35: "gram"}
+    for alpha, method in cases.items():
+        found = explain((400, round(400 * alpha)), platform="cpu")
+        assert (found.method, found.products) == (method, "halves")
+    assert explain((400, 540), platform="tpu").products == "xla"
+    assert explain((256, 999), platform="cpu").products == "xla"
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "method", "why"),
+    [
+        ("polar_express_modded", "bfloat16", "direct", "margin is 1.022"),
+        ("polar_express_modded", "float16", "direct", "margin is 1.022"),
+        ("polar_express_modded", "float32", "gram", "cheaper"),
+        ("deepseek_v4", "bfloat16", "direct", "7.93e\\+04"),
+        ("deepseek_v4", "float16", "direct", "7.93e\\+04"),
+        ("deepseek_v4", "float32", "gram", "cheaper"),
+        ("polar_express", "bfloat16", "gram", "cheaper"),
+    ],
+)
+def test_auto_avoids_what_a_dtype_cannot_bear(name, dtype, method, why):
+    found = explain((64, 256), NewtonSchulz(name, dtype=dtype), platform="tpu")
+    assert found.method == method
+    assert re.search(why, found.reason)
+    if method == "direct":
+        with pytest.raises(ValueError, match=f"not safe with dtype={dtype}.*{why}"):
+            NewtonSchulz(name, dtype=dtype, method="gram")
+
+
+def test_restarts_that_a_dtype_cannot_bear():
+    for dtype in SIXTEEN_BITS:
+        with pytest.raises(ValueError, match=r"grows 141 times.*bears 64"):
+            NewtonSchulz("keller_jordan", method="gram", dtype=dtype, restarts=(1,))
+    with pytest.raises(ValueError, match="which is bfloat16 on TPU and"):
+        NewtonSchulz("keller_jordan", method="gram", restarts=[1])
+    with pytest.raises(ValueError, match=r"means \(1,\) there"):
+        NewtonSchulz("keller_jordan", method="gram", dtype="float32", restarts=())
+    fine = NewtonSchulz("keller_jordan", method="gram", dtype="float32", restarts=[2])
+    assert explain((4, 4), fine).restarts == fine.restarts == (2,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "fast"}, "method='fast' is not known; valid names: 'auto'"),
+        ({"restarts": (1,)}, "restarts=.*belongs to the Gram form.*'auto'"),
+        ({"restarts": (), "method": "direct"}, "belongs to the Gram form.*'direct'"),
+        ({"restarts": (4,), "method": "gram"}, "up to 3 for 5 steps"),
+        ({"restarts": (2, 1), "method": "gram"}, "ascending"),
+        ({"restarts": (1, 1), "method": "gram"}, "ascending"),
+        ({"restarts": (-1,), "method": "gram"}, "ascending 0-based steps"),
+        ({"restarts": (1.0,), "method": "gram"}, "ascending 0-based steps"),
+        ({"restarts": 1, "method": "gram"}, "restarts=1 must be"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        NewtonSchulz(**arguments)
+
+
+def test_explain_refuses():
+    with pytest.raises(TypeError, match="leaves nothing to choose"):
+        explain((4, 4), Svd())
+    with pytest.raises(ValueError, match=r"shape=\(4,\) must be"):
+        explain((4,))
+    with pytest.raises(ValueError, match="platform='metal' is not known"):
+        explain((4, 4), platform="metal")
+
+
+def dots(shape, orthogonalizer, platform):
+    """Matrix products in the lowered program, loops counted once."""
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    traced = jax.jit(lambda x: orthogonalize(x, orthogonalizer)).trace(x)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    return text.count("stablehlo.dot_general")
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+@pytest.mark.parametrize("shape", [(8, 8), (8, 32), (2, 320, 321), (320, 999)], ids=str)
+def test_the_explained_choice_is_what_runs(shape, platform):
+    for name in ("polar_express", "polar_express_modded"):
+        method = NewtonSchulz(name)
+        found = explain(shape, method, platform=platform.replace("cuda", "gpu"))
+        halves = found.products == "halves"
+        gram, symmetric, product = (3, 6, 4) if halves else (1, 1, 1)
+        if found.method == "direct":
+            expected = gram + symmetric + product
+        else:
+            ends = (-1, *found.restarts, len(method.rows) - 1)
+            lengths = [b - a for a, b in itertools.pairwise(ends)]
+            loops = sum(length > 1 for length in lengths)
+            expected = (
+                len(lengths) * (gram + symmetric + product) + 4 * loops * symmetric
+            )
+        assert dots(shape, method, platform) == expected
+
+
+def test_the_default_platform_is_this_one():
+    assert explain((8, 32)) == explain((8, 32), platform=jax.default_backend())
+    assert explain((8, 32), dtype="float64").dtype == jnp.float64

@@ -1,0 +1,110 @@
+"""Stacks: who shares one, how large it gets, what it costs in program and memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optax_muon import NewtonSchulz, scale_by_muon
+from optax_muon._routing import MatrixAxes
+from optax_muon._stacking import buckets, in_chunks, map_stacks, matrices_at_once
+
+F32 = np.dtype("float32")
+
+
+def view(*shape, fan_in=-2, fan_out=-1):
+    return MatrixAxes(fan_in, fan_out).view(shape)
+
+
+def test_a_cap_splits_stacks_between_leaves_and_never_a_leaf():
+    views = [view(4, 8), view(8, 4), view(5, 4, 8), view(4, 8), view(3, 3)]
+    dtypes = [F32] * 5
+    keys = [(4, 8, F32), (3, 3, F32)]
+    assert buckets(views, dtypes) == [(keys[0], [0, 1, 2, 3]), (keys[1], [4])]
+    each = 4 * 8 * 4
+    found = buckets(views, dtypes, max_bytes=2 * each)
+    assert found == [
+        (keys[0], [0, 1]),
+        (keys[0], [2]),
+        (keys[0], [3]),
+        (keys[1], [4]),
+    ]
+    one_each = buckets(views, dtypes, max_bytes=1)
+    assert [members for _, members in one_each] == [[0], [1], [2], [3], [4]]
+
+
+def test_every_leaf_comes_back_from_its_stack(rng):
+    shapes = [(4, 8), (8, 4), (5, 4, 8), (2, 2, 2, 8), (3, 3)]
+    axes = [(0, 1), (0, 1), (1, 2), ((0, 1), (2, 3)), (0, 1)]
+    views = [MatrixAxes(*a).view(s) for a, s in zip(axes, shapes, strict=True)]
+    leaves = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    seen = []
+
+    def double(stack):
+        seen.append(stack.shape)
+        return 2 * stack
+
+    for leaf, result in zip(leaves, map_stacks(double, leaves, views), strict=True):
+        np.testing.assert_array_equal(result, 2 * leaf)
+    assert sorted(seen) == [(1, 3, 3), (1, 4, 16), (7, 4, 8)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
+def test_chunks_cover_every_matrix_once(rng, count):
+    x = jnp.asarray(rng.normal(size=(7, 3, 4)), jnp.float32)
+    sizes = []
+
+    def function(x):
+        sizes.append(len(x))
+        return x - x.mean(axis=(-2, -1), keepdims=True)
+
+    expected = x - x.mean(axis=(-2, -1), keepdims=True)
+    np.testing.assert_allclose(in_chunks(function, x, count), expected, rtol=1e-6)
+    assert max(sizes) == min(count, 7)
+
+
+def test_how_many_fit_under_the_cap():
+    x = jnp.zeros((9, 3, 4))
+    fitting = [matrices_at_once(x, max_bytes=b) for b in (1, 48, 95, 96, 999)]
+    assert fitting == [1, 1, 1, 2, 20]
+
+
+def gpt(layers, width):
+    """Matrices of a GPT as GPT-2 lays them out."""
+    shapes = [(width, 3 * width), (width, width), (width, 4 * width)]
+    shapes.append(shapes[-1][::-1])
+    return {
+        f"layer_{i}": [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        for i in range(layers)
+    }
+
+
+def compiled(tx, params):
+    state = jax.eval_shape(tx.init, params)
+    return jax.jit(tx.update).lower(params, state, params).compile()
+
+
+def peer(params):
+    """optax's Muon with the same products."""
+    axes = jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), params)
+    return optax.contrib.scale_by_muon(weight_dimension_numbers=axes)
+
+
+def test_compiled_products_depend_on_shapes_alone():
+    ours = scale_by_muon(orthogonalizer=NewtonSchulz("keller_jordan"))
+    counts = [compiled(ours, gpt(n, 16)).as_text().count(" dot(") for n in (4, 48)]
+    # One square shape directly, 3; two wide ones in two cycles of the Gram form, 14.
+    assert counts == [3 + 2 * 14] * 2
+
+
+def test_temporaries_are_at_most_four_of_the_largest_stack():
+    """And fewer than the peer's, which keeps every leaf's iteration alive."""
+    params = gpt(4, 64)
+    largest = 2 * 4 * 64 * 256 * 4  # up and down of 4 layers, bytes
+    ours, theirs = (
+        compiled(tx, params).memory_analysis().temp_size_in_bytes
+        for tx in (scale_by_muon(), peer(params))
+    )
+    assert ours <= 4 * largest
+    assert ours < theirs
