@@ -17,13 +17,16 @@ class Case:
       leaves: name and shape of each leaf. The last axis is the fan-out, all others
         together are the fan-in: (fan_in, fan_out), or (height, width, in, out).
       rounds: how many rounds are timed on a CPU.
-      headline: whether the bounds on speed are claimed for this case.
+      headline: where the bounds on speed are claimed for it: "cpu", "accelerator", "".
+      wide: whether all its matrices have an aspect ratio of 3 or more, so that the Gram
+        form should beat the GEMM rate, counted in the direct form's FLOPs.
     """
 
     name: str
     leaves: tuple[tuple[str, Shape], ...]
     rounds: int
-    headline: bool = False
+    headline: str = ""
+    wide: bool = False
 
     @property
     def parameters(self) -> int:
@@ -81,10 +84,10 @@ def llama_layer(d: int, kv: int, ffn: int) -> tuple[tuple[str, Shape], ...]:
 
 
 EVERYWHERE = (
-    Case("gpt_4x384", gpt(4, 384, fused=True), 15, headline=True),
-    Case("gpt_4x384_split", gpt(4, 384, fused=False), 15, headline=True),
-    Case("gpt_2x768", gpt(2, 768, fused=True), 9, headline=True),
-    Case("gpt_2x768_split", gpt(2, 768, fused=False), 9, headline=True),
+    Case("gpt_4x384", gpt(4, 384, fused=True), 15, headline="cpu"),
+    Case("gpt_4x384_split", gpt(4, 384, fused=False), 15, headline="cpu"),
+    Case("gpt_2x768", gpt(2, 768, fused=True), 9, headline="cpu"),
+    Case("gpt_2x768_split", gpt(2, 768, fused=False), 9, headline="cpu"),
     Case("resnet18", resnet18(), 7),
     Case(
         "wide_mlp",  # one square of 4096 outweighs the rest
@@ -94,8 +97,11 @@ EVERYWHERE = (
     Case("gpt2_small", gpt(12, 768, fused=True), 1),
 )
 ACCELERATORS = (
-    Case("gpt2_medium", gpt(24, 1024, fused=True), 1),
-    Case("llama_8b_layer", llama_layer(4096, 1024, 14336), 1),
+    Case("gpt2_medium", gpt(24, 1024, fused=True), 1, headline="accelerator"),
+    Case("llama_8b_layer", llama_layer(4096, 1024, 14336), 1, headline="accelerator"),
+    Case("aspect_3", tuple((f"w{i}", (1024, 3072)) for i in range(24)), 1, wide=True),
+    Case("aspect_3.5", tuple((f"w{i}", (4096, 14336)) for i in range(3)), 1, wide=True),
+    Case("aspect_4", tuple((f"w{i}", (2048, 8192)) for i in range(8)), 1, wide=True),
 )
 # One model, deeper and deeper: what a program costs to make must not follow.
 DEPTHS = tuple(
@@ -103,7 +109,7 @@ DEPTHS = tuple(
 )
 
 SMOKE = (
-    Case("smoke_mlp", (("up", (8, 16)), ("down", (16, 8))), 2, headline=True),
+    Case("smoke_mlp", (("up", (8, 16)), ("down", (16, 8))), 2, headline="cpu"),
     Case("smoke_conv", (("conv", (3, 3, 4, 8)),), 2),
 )
 SMOKE_DEPTHS = tuple(

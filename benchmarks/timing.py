@@ -24,7 +24,8 @@ def interleave(
 
     Args:
       runs: each does its work so many times and returns when it is done.
-      rounds: each contestant runs once a round; who begins rotates.
+      rounds: each contestant runs once a round; who begins rotates, and every other
+        round goes backwards, so that none always follows the same one.
       sample_seconds: short work is repeated until a sample takes about so long.
     """
     repeats = {name: warm_up(run, sample_seconds) for name, run in runs.items()}
@@ -51,9 +52,10 @@ def seconds(run: Callable[[int], None], repeats: int) -> float:
 
 
 def rotated(names: Sequence[T], by: int) -> list[T]:
-    """The names in order, from another one on."""
-    by %= len(names)
-    return [*names[by:], *names[:by]]
+    """The names in order, from another one on; backwards when `by` is odd."""
+    start = by % len(names)
+    order = [*names[start:], *names[:start]]
+    return order[::-1] if by % 2 else order
 
 
 def summary(values: Sequence[float]) -> dict:

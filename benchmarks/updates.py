@@ -35,13 +35,14 @@ def measure_update(case: Case, plan: Plan, platform: str, rounds: int) -> dict:
         for row in zip(*rates.values(), strict=True)
     ]
     flops = standard_flops(case, peers.STEPS)
+    peaks = [max(row) for row in zip(*rates.values(), strict=True)]
     return {
         "leaves": len(case.leaves),
         "parameters": case.parameters,
         "rounds": rounds,
         "seconds": {name: summary(values) for name, values in seconds.items()},
         "limit_seconds": summary(limits),
-        "ratios": compared(seconds, limits, platform),
+        "ratios": compared(seconds, limits, flops, peaks, platform),
         "standard_flops": flops,
         "standard_flops_per_second": {
             name: summary([flops / value for value in values])
@@ -55,9 +56,13 @@ def measure_update(case: Case, plan: Plan, platform: str, rounds: int) -> dict:
 
 
 def compared(
-    seconds: dict[str, list[float]], limits: list[float], platform: str
+    seconds: dict[str, list[float]],
+    limits: list[float],
+    flops: float,
+    peaks: list[float],
+    platform: str,
 ) -> dict[str, dict]:
-    """Every rival by ours, and ours by the limit."""
+    """Every rival by ours, ours by the limit, and our rate by the fastest GEMM's."""
     found = {}
     for mine, rivals in peers.matches(platform):
         for rival in rivals:
@@ -66,6 +71,9 @@ def compared(
                     seconds[rival.name], seconds[mine.name]
                 )
         found[f"{mine.name} / limit"] = ratios(seconds[mine.name], limits)
+        found[f"standard-form rate of {mine.name} / GEMM"] = ratios(
+            [flops / second for second in seconds[mine.name]], peaks
+        )
     return found
 
 

@@ -12,7 +12,7 @@ import optax
 Scalar: TypeAlias = float | jax.Array
 ScalarOrSchedule: TypeAlias = Scalar | optax.Schedule
 
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def check_choice(argument: str, value: Any, valid: Collection[str]) -> None:
@@ -76,10 +76,10 @@ def float_dtype(argument: str, value: Any) -> np.dtype | None:
         dtype = jnp.dtype(value)
     except TypeError as error:
         raise TypeError(f"{argument}={value!r} is no dtype: {error}") from None
-    if dtype.name not in _FLOATS:
+    if dtype.name not in FLOATS:
         raise ValueError(
             f"{argument}={value!r} cannot be computed in; valid dtypes: "
-            f"{', '.join(_FLOATS)} (float64 with jax_enable_x64)."
+            f"{', '.join(FLOATS)} (float64 with jax_enable_x64)."
         )
     if dtype == jnp.float64 and jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(

@@ -83,7 +83,7 @@ def gram(
     unrounded: in 16 bits its rounding noise, which has full rank, would grow by q.
 
     Rounding makes R indefinite, and a step multiplies its negative eigenvalues by a^2;
-    a restart forms R anew and bounds that.
+    a restart forms R anew and bounds that. Each cycle is a loop of its own.
 
     Args:
       x: normalised matrices, n <= m, in the accumulation dtype of `dtype`.
@@ -110,25 +110,22 @@ def _cycle(
     def times(s: Any, t: Any, **epilogue: Any) -> Any:
         return _rounded(products.symmetric_product(s, t, **epilogue), dtype)
 
-    def polynomial(r: Any, k: Array | int) -> tuple[Any, Any]:
-        a, b, c = table[k]
-        p = products.symmetric_product(r, r, alpha=c, plus=[(b, r)])
-        return _rounded(p, dtype), _rounded(products.shifted(p, a), dtype)
-
     def step(k: Array, carry: Any) -> Any:
-        r, a_plus_p, scalar, q = carry
+        r, p, scalar, q = carry
         # In two products of a I + P, not expanded: where p(1) is small, the terms of
         # an expansion cancel, and their rounding is all that remains.
+        a_plus_p = _rounded(products.shifted(p, table[k - 1, 0]), dtype)
         r = times(times(r, a_plus_p), a_plus_p)
-        p, a_plus_p = polynomial(r, k)
-        a = table[k, 0]
-        return r, a_plus_p, a * scalar, times(q, p, plus=[(scalar, p), (a, q)])
+        a, b, c = table[k]
+        p = times(r, r, alpha=c, plus=[(b, r)])
+        return r, p, a * scalar, times(q, p, plus=[(scalar, p), (a, q)])
 
+    a, b, c = table[0]
     r = _rounded(products.gram(x), dtype)
-    q, a_plus_p = polynomial(r, 0)
+    p = times(r, r, alpha=c, plus=[(b, r)])
     if len(table) == 1:
-        return table[0, 0], q
-    *_, scalar, q = lax.fori_loop(1, len(table), step, (r, a_plus_p, table[0, 0], q))
+        return a, p
+    *_, scalar, q = lax.fori_loop(1, len(table), step, (r, p, a, p))
     return scalar, q
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from optax_muon import _checks
 from optax_muon._orthogonalizers import NewtonSchulz, Orthogonalizer
 
 OrthogonalizerLike = Orthogonalizer | Callable[[jax.Array], jax.Array]
@@ -55,10 +56,11 @@ def orthogonalize(
     """
     check_orthogonalizer(orthogonalizer)
     x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
+    if x.dtype.name not in _checks.FLOATS:
         raise TypeError(
             f"orthogonalize takes real floating matrices, got dtype {x.dtype}; split "
-            "complex matrices into parts, or cast integers, before the call."
+            "complex matrices into parts, or cast others to one of "
+            f"{', '.join(_checks.FLOATS)}, before the call."
         )
     if x.ndim < 2:
         raise ValueError(

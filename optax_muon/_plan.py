@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from optax_muon._casts import at_least_float32
 from optax_muon._resolution import ADAM, MUON, MatrixAxesLike, Route, routes
 from optax_muon._scaling import ScaleRule, as_scale_rule, scale_factor
 from optax_muon._stacking import buckets
@@ -41,7 +42,7 @@ class PlanBucket:
 
     Attributes:
       matrix: (rows, columns) of each; taller ones are transposed, so rows <= columns.
-      dtype: of the leaves.
+      dtype: of the stack: the leaves' own, but at least float32.
       count: how many matrices there are.
       paths: the leaves they come from.
     """
@@ -136,7 +137,8 @@ def _leaf(route: Route, rule: ScaleRule | None, total: int) -> PlanLeaf:
 
 def _buckets(matrices: list[Route]) -> tuple[PlanBucket, ...]:
     views = [route.view for route in matrices if route.view is not None]
-    grouped = buckets(views, [route.dtype for route in matrices])
+    # What is stacked is the momentum's direction, which is at least float32.
+    grouped = buckets(views, [at_least_float32(route.dtype) for route in matrices])
     return tuple(
         PlanBucket(
             matrix=(rows, columns),

@@ -41,7 +41,7 @@ def polar_express_coefficients(
       lower: the smallest normalised singular value that is to reach 1, in (0, 1).
       cushion: in [0, 1); no step is fitted below `cushion` times its own u, where
         gaining a little would cost much above. 0 is the bare minimax composition.
-      safety: 1 or more; 1.05 for Gram iterations in 16 bits. 1 gives the paper's own
+      safety: in [1, 2); 1.05 for Gram iterations in 16 bits. 1 gives the paper's own
         rows, which have no margin for rounding: they are computed here, but refused
         where they would run, by `NewtonSchulz`.
 
@@ -62,7 +62,7 @@ def polar_express_coefficients(
     _check_steps(steps)
     _check("lower", lower, lambda x: 0 < x < 1, "between 0 and 1: inputs are in (0, 1]")
     _check("cushion", cushion, lambda x: 0 <= x < 1, "in [0, 1): a fraction of u")
-    _check("safety", safety, lambda x: 1 <= x < math.inf, "finite and 1 or more")
+    _check("safety", safety, lambda x: 1 <= x < 2, "in [1, 2): 1.05 is ample")
     return CoefficientTable(
         rows=_compose(int(steps), float(lower), float(cushion), float(safety)),
         steps=int(steps),

@@ -35,7 +35,7 @@ class CoefficientTable:
 
     rows: tuple[Row, ...]
     steps: int
-    source: str = "given by the user"
+    source: str = dataclasses.field(default="given by the user", compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)

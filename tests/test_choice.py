@@ -5,6 +5,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from optax_muon import COEFFICIENTS, NewtonSchulz, Svd, explain, orthogonalize
@@ -137,7 +138,7 @@ def test_restarts_that_a_dtype_cannot_bear():
         ({"method": "fast"}, "method='fast' is not known; valid names: 'auto'"),
         ({"restarts": (1,)}, "restarts=.*belongs to the Gram form.*'auto'"),
         ({"restarts": (), "method": "direct"}, "belongs to the Gram form.*'direct'"),
-        ({"restarts": (4,), "method": "gram"}, "up to 3 for 5 steps"),
+        ({"restarts": (4,), "method": "gram"}, "below 4 for 5 steps"),
         ({"restarts": (2, 1), "method": "gram"}, "ascending"),
         ({"restarts": (1, 1), "method": "gram"}, "ascending"),
         ({"restarts": (-1,), "method": "gram"}, "ascending 0-based steps"),
@@ -153,8 +154,12 @@ def test_bad_arguments(arguments, message):
 def test_explain_refuses():
     with pytest.raises(TypeError, match="leaves nothing to choose"):
         explain((4, 4), Svd())
-    with pytest.raises(ValueError, match=r"shape=\(4,\) must be"):
-        explain((4,))
+    for shape in [(4,), (-4, 4), (0, 4), (4.0, 4), 4, "ab"]:
+        with pytest.raises(ValueError, match="is not that of matrices"):
+            explain(shape)
+    for dtype in ("int32", "complex64", "float64", "float8_e4m3fn"):
+        with pytest.raises(ValueError, match=f"dtype='{dtype}'"):
+            explain((4, 4), dtype=dtype)
     with pytest.raises(ValueError, match="platform='metal' is not known"):
         explain((4, 4), platform="metal")
 
@@ -187,6 +192,21 @@ def test_the_explained_choice_is_what_runs(shape, platform):
         assert dots(shape, method, platform) == expected
 
 
-def test_the_default_platform_is_this_one():
-    assert explain((8, 32)) == explain((8, 32), platform=jax.default_backend())
-    assert explain((8, 32), dtype="float64").dtype == jnp.float64
+@pytest.mark.usefixtures("x64")
+def test_float64_stays_float64():
+    for platform in ("cpu", "gpu", "tpu"):
+        found = explain((8, 32), dtype="float64", platform=platform)
+        assert found.dtype == jnp.float64
+
+
+def test_integers_may_come_from_numpy():
+    rows = np.asarray(COEFFICIENTS["cubic"].rows)
+    method = NewtonSchulz(
+        rows, np.int64(4), method="gram", dtype="float32", restarts=[np.int32(1)]
+    )
+    same = NewtonSchulz(
+        COEFFICIENTS["cubic"].rows, 4, method="gram", dtype="float32", restarts=(1,)
+    )
+    assert method.steps == 4
+    assert hash(method.restarts) == hash((1,))
+    assert method.rows == same.rows

@@ -156,14 +156,24 @@ def test_a_users_function_sees_fan_in_first():
     assert sorted(seen) == [(1, 3, 4), (2, 4, 3)]
 
 
-def test_buckets_keep_dtypes_apart_and_orientations_together():
-    half = jax.ShapeDtypeStruct((4, 3), jnp.bfloat16)
-    params = {"a": shaped(4, 3), "b": shaped(3, 4), "c": half, "d": shaped(4, 3)}
+@pytest.mark.usefixtures("x64")
+def test_buckets_hold_both_orientations_and_are_at_least_float32():
+    """As the stacks that run: the momentum's direction is computed in float32."""
+    params = {
+        "a": jnp.ones((4, 3), jnp.float32),
+        "b": jnp.ones((3, 4), jnp.bfloat16),
+        "c": jnp.ones((3, 4), jnp.float64),
+        "d": jnp.ones((4, 3), jnp.float16),
+    }
     found = [(b.matrix, b.dtype.name, b.paths) for b in plan(params).buckets]
     assert found == [
         ((3, 4), "float32", ("a", "b", "d")),
-        ((3, 4), "bfloat16", ("c",)),
+        ((3, 4), "float64", ("c",)),
     ]
+    spy = Spy()
+    tx = optax_muon.scale_by_muon(orthogonalizer=spy)
+    jax.eval_shape(lambda p: tx.update(p, tx.init(p)), params)
+    assert sorted(spy.seen) == [((1, 3, 4), jnp.float64), ((3, 3, 4), jnp.float32)]
 
 
 @every_scale

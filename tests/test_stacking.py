@@ -8,7 +8,7 @@ import pytest
 
 from optax_muon import NewtonSchulz, scale_by_muon
 from optax_muon._routing import MatrixAxes
-from optax_muon._stacking import buckets, in_chunks, map_stacks, matrices_at_once
+from optax_muon._stacking import buckets, in_chunks, map_stacks
 
 F32 = np.dtype("float32")
 
@@ -60,14 +60,17 @@ def test_chunks_cover_every_matrix_once(rng, count):
         return x - x.mean(axis=(-2, -1), keepdims=True)
 
     expected = x - x.mean(axis=(-2, -1), keepdims=True)
-    np.testing.assert_allclose(in_chunks(function, x, count), expected, rtol=1e-6)
+    chunked = in_chunks(function, x, count * 3 * 4 * 4)  # bytes
+    np.testing.assert_allclose(chunked, expected, rtol=1e-6)
     assert max(sizes) == min(count, 7)
+    half = in_chunks(function, x.astype(jnp.bfloat16), count * 3 * 4 * 4)
+    assert half.dtype == jnp.bfloat16
+    assert sizes[len(sizes) // 2 :] == sizes[: len(sizes) // 2]
 
 
-def test_how_many_fit_under_the_cap():
-    x = jnp.zeros((9, 3, 4))
-    fitting = [matrices_at_once(x, max_bytes=b) for b in (1, 48, 95, 96, 999)]
-    assert fitting == [1, 1, 1, 2, 20]
+def test_a_matrix_larger_than_the_cap_goes_alone(rng):
+    x = jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32)
+    np.testing.assert_array_equal(in_chunks(jnp.negative, x, max_bytes=1), -x)
 
 
 def gpt(layers, width):
