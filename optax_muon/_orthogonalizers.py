@@ -48,7 +48,8 @@ class NewtonSchulz(Orthogonalizer):
       steps: how many steps; None takes the table's own number. Fewer than the table has
         take its first rows; past its end the last row repeats.
       method: "direct", "gram", or "auto": the cheaper of the two for each shape, of
-        those that are safe with these coefficients in this dtype.
+        those that are safe with these coefficients in this dtype. With "gram" in 16
+        bits, a rare matrix of a few rows may diverge; "auto" takes those directly.
       dtype: of the products' operands. None means bfloat16 on TPU and GPU, float32 on
         CPU, chosen for the platform that the program is compiled for; float64 input
         is then computed in float64 everywhere. Sums are at least float32, and float32

@@ -120,6 +120,14 @@ def test_auto_avoids_what_a_dtype_cannot_bear(name, dtype, method, why):
             NewtonSchulz(name, dtype=dtype, method="gram")
 
 
+def test_auto_avoids_few_rows_in_16_bits():
+    for n, method in {63: "direct", 64: "gram"}.items():
+        for dtype in SIXTEEN_BITS:
+            found = explain((n, 256), NewtonSchulz(dtype=dtype), platform="cpu")
+            assert found.method == method
+        assert explain((n, 256), platform="cpu").method == "gram"
+
+
 def test_restarts_that_a_dtype_cannot_bear():
     for dtype in SIXTEEN_BITS:
         with pytest.raises(ValueError, match=r"grows 141 times.*bears 64"):
