@@ -13,11 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from optax_muon import NewtonSchulz, explain
 from shapes import Case
-
-# How often the Gram form is restarted in five steps, as the library does: without
-# restarts its rounding errors grow beyond those of the direct form.
-RESTARTS = {"float32": 1, "bfloat16": 2}
 
 
 def direct_flops(n: int, m: int, steps: int) -> int:
@@ -31,8 +28,10 @@ def gram_flops(n: int, m: int, steps: int, restarts: int) -> int:
 
 
 def fewest_flops(n: int, m: int, steps: int, dtype: str) -> int:
-    """The cheaper of both forms."""
-    return min(direct_flops(n, m, steps), gram_flops(n, m, steps, RESTARTS[dtype]))
+    """The cheaper of both forms, the Gram form with the restarts that are safe."""
+    gram = NewtonSchulz("keller_jordan", steps, method="gram", dtype=jnp.dtype(dtype))
+    restarts = len(explain((n, m), gram).restarts)
+    return min(direct_flops(n, m, steps), gram_flops(n, m, steps, restarts))
 
 
 def standard_flops(case: Case, steps: int) -> int:

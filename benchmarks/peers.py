@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import jax
@@ -45,12 +45,14 @@ class JaxContestant:
       about: what is computed in which dtype.
       dtype: of gradients, momentum and updates.
       transformation: builds it for the leaves of a case.
+      comparable: always, since those that meet have one dtype.
     """
 
     name: str
     about: str
     dtype: str
     transformation: Callable[[Case], optax.GradientTransformation]
+    comparable: ClassVar[bool] = True
 
     def available(self) -> bool:
         return True
@@ -115,11 +117,14 @@ class TorchContestant:
       name: in the results.
       about: what is computed in which dtype.
       iteration: the context its steps are taken in.
+      comparable: whether its products have the dtype of ours; no bound is claimed
+        against others.
     """
 
     name: str
     about: str
     iteration: Callable[[], contextlib.AbstractContextManager]
+    comparable: bool = True
 
     def available(self) -> bool:
         return importlib.util.find_spec("torch") is not None
@@ -165,7 +170,10 @@ def float32_iteration() -> contextlib.AbstractContextManager:
 OURS = JaxContestant("ours", "all in float32", "float32", ours("float32"))
 OPTAX = JaxContestant("optax", "all in float32", "float32", optax_contrib)
 TORCH_AS_IS = TorchContestant(
-    "torch_bfloat16", "as it is: iterates in bfloat16", contextlib.nullcontext
+    "torch_bfloat16",
+    "as it is: iterates in bfloat16, shown without a bound",
+    contextlib.nullcontext,
+    comparable=False,
 )
 TORCH_FLOAT32 = TorchContestant(
     "torch_float32", "patched to iterate in float32", float32_iteration

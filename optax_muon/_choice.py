@@ -6,31 +6,22 @@ from types import ModuleType
 import jax.numpy as jnp
 import numpy as np
 
-from optax_muon._cost import (
-    direct_flops,
-    gram_flops,
-    noise_growth,
-    noise_limit,
+from optax_muon._cost import cycles, direct_flops, gram_flops
+from optax_muon._polynomials import Row
+from optax_muon._products import halves, xla
+from optax_muon._rounding import (
     safe_restarts,
     slope_at_zero,
     slope_limit,
+    unsafe_cycle,
 )
-from optax_muon._polynomials import Row, margin
-from optax_muon._products import halves, xla
 
 AUTO, DIRECT, GRAM = METHODS = ("auto", "direct", "gram")
 
-# In bfloat16 Gram products, tables of margin 1.039 and more hold, as test_numerics.py
-# asserts; at 1.011, singular values were pushed past the threshold and diverged.
-LEAST_MARGIN = 1.03
-
-# With few rows nothing averages rounding out: of 4000 matrices of 8 rows, the Gram form
-# in bfloat16 made some diverge, with two tables. They cost next to nothing directly.
-LEAST_ROWS = 64
-
 # Measured on XLA's CPU: from this short side on, half-size blocks are large enough to
-# multiply at nearly the full rate; at 256, skipping one block in four cost 10 to 50 %.
-_HALVES_FROM = 320
+# multiply at nearly the full rate. Skipping one block in four saved 4 to 7 % of the
+# time at 512, 13 % at 768, 18 % at 2048; at 256 it cost 10 to 50 %.
+_HALVES_FROM = 512
 _HALVES_SHARE = 3 / 4
 
 
@@ -43,7 +34,7 @@ class Choice:
       restarts: 0-based steps after which Gram starts a new cycle; () for direct.
       dtype: of the products' operands.
       products: "xla", plain products, or "halves", which skips one block in four of
-        every symmetric product.
+        every symmetric product (large matrices in the direct form on a CPU).
       flops: of the whole iteration, for one matrix.
       reason: why, in one sentence.
     """
@@ -73,15 +64,14 @@ def choose(
     """The cheaper form by FLOPs of those that are safe, unless `method` names one."""
     n, m = sorted(shape[-2:])
     in_halves = platform == "cpu" and n >= _HALVES_FROM
-    share = _HALVES_SHARE if in_halves else 1.0
     if restarts is None:
         restarts = safe_restarts(rows, dtype)
-    direct = direct_flops(n, m, len(rows), share)
-    gram = gram_flops(n, m, len(rows), restarts, share)
+    direct = direct_flops(n, m, len(rows), _HALVES_SHARE if in_halves else 1.0)
+    gram = gram_flops(n, m, len(rows), restarts)
     compared = f"{gram:.3g} FLOPs in the Gram form, {direct:.3g} directly"
     if method != AUTO:
         reason = f"method={method!r} was asked for ({compared})"
-    elif (hazard := gram_hazard(rows, dtype) or _too_few(n, dtype)) is not None:
+    elif (hazard := gram_hazard(rows, dtype)) is not None:
         method, reason = DIRECT, hazard
     else:
         method = GRAM if gram < direct else DIRECT
@@ -90,7 +80,7 @@ def choose(
         method=method,
         restarts=restarts if method == GRAM else (),
         dtype=dtype,
-        products="halves" if in_halves else "xla",
+        products="halves" if in_halves and method == DIRECT else "xla",
         flops=gram if method == GRAM else direct,
         reason=reason,
     )
@@ -104,19 +94,10 @@ def gram_hazard(rows: tuple[Row, ...], dtype: np.dtype) -> str | None:
             f"the coefficients multiply small singular values by {slope:.3g}, and with "
             f"them the rounding noise of the Gram form; {dtype} bears {steepest:.3g}"
         )
-    if dtype.itemsize == 2 and (found := margin(rows)) < LEAST_MARGIN:
-        return (
-            f"the coefficients' margin is {found:.4g}: rounding to {dtype} in the Gram "
-            "form can push a singular value past where they diverge; it needs "
-            f"{LEAST_MARGIN}"
-        )
+    for step in range(len(rows)):
+        if (why := unsafe_cycle(rows, step, step + 1, dtype)) is not None:
+            return why
     return None
-
-
-def _too_few(n: int, dtype: np.dtype) -> str | None:
-    if dtype.itemsize > 2 or n >= LEAST_ROWS:
-        return None
-    return f"{n} rows are too few to average out rounding to {dtype} in the Gram form"
 
 
 def check_gram(
@@ -131,10 +112,11 @@ def check_gram(
             f"method='gram' is not safe with {where}: {hazard}. Use method='auto' or "
             "'direct', dtype='float32', or other coefficients (a larger safety factor)."
         )
-    growth, limit = noise_growth(rows, restarts or ()), noise_limit(dtype)
-    if restarts is not None and growth > limit:
-        raise ValueError(
-            f"restarts={restarts} is not safe with {where}: rounding noise in X X^T "
-            f"grows {growth:.3g} times within a cycle, {dtype} bears {limit:.3g}. Use "
-            f"restarts=None, which means {safe_restarts(rows, dtype)} there."
-        )
+    if restarts is None:
+        return
+    for start, stop in cycles(restarts, len(rows)):
+        if (why := unsafe_cycle(rows, start, stop, dtype)) is not None:
+            raise ValueError(
+                f"restarts={restarts} is not safe with {where}: {why}. Use "
+                f"restarts=None, which means {safe_restarts(rows, dtype)} there."
+            )

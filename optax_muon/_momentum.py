@@ -6,6 +6,7 @@ changes.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 import jax
@@ -33,6 +34,7 @@ MOMENTUM_FORMS: Mapping[str, Callable[[Leaf, Leaf, Scalar], Leaf]] = MappingProx
 )
 
 
+@partial(jax.jit, static_argnames=("form", "nesterov"))  # equal leaves: traced once
 def accumulate(
     gradient: Leaf,
     trace: Leaf,

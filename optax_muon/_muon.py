@@ -161,7 +161,7 @@ def _step(
         either_orientation=isinstance(orthogonalizer, Orthogonalizer),
     )
     steps = [
-        (factor * p).astype(g.dtype)
+        (p if factor == 1 else factor * p).astype(g.dtype)
         for factor, p, g in zip(factors, polar, gradients, strict=True)
     ]
     return steps, [trace for trace, _ in new]

@@ -89,8 +89,9 @@ def gram(
       x: normalised matrices, n <= m, in the accumulation dtype of `dtype`.
       rows: one (a, b, c) for each step.
       restarts: the 0-based steps after which a new cycle begins.
-      dtype: what R, P, Q and the operand X are rounded to. Each is rounded once and
-        that value used throughout: two different R in one step diverge.
+      dtype: what the operands of products are rounded to. P and Q are rounded for
+        good; X and R are not, or where few entries matter, rounding them would change
+        small singular values by more than their own size.
       products: a module of `optax_muon._products`.
     """
     table = _table(rows, dtype)
@@ -108,21 +109,26 @@ def _cycle(
     """(q, Q) with (q I + Q) X = p_T(... p_1(X)), the polynomials being the table's."""
 
     def times(s: Any, t: Any, **epilogue: Any) -> Any:
-        return _rounded(products.symmetric_product(s, t, **epilogue), dtype)
+        low = _rounded(s, dtype), _rounded(t, dtype)
+        return products.symmetric_product(*low, **epilogue)
+
+    def polynomial(r: Any, b: Array, c: Array) -> Any:
+        return _rounded(times(r, r, alpha=c, plus=[(b, r)]), dtype)
 
     def step(k: Array, carry: Any) -> Any:
         r, p, scalar, q = carry
-        # In two products of a I + P, not expanded: where p(1) is small, the terms of
-        # an expansion cancel, and their rounding is all that remains.
-        a_plus_p = _rounded(products.shifted(p, table[k - 1, 0]), dtype)
-        r = times(times(r, a_plus_p), a_plus_p)
+        # By a I + P twice: its square, expanded, cancels where p(1) is small, and the
+        # rounding of its terms would be all that remains.
+        for _ in range(2):
+            r = times(r, p, plus=[(table[k - 1, 0], r)])
         a, b, c = table[k]
-        p = times(r, r, alpha=c, plus=[(b, r)])
-        return r, p, a * scalar, times(q, p, plus=[(scalar, p), (a, q)])
+        p = polynomial(r, b, c)
+        q = _rounded(times(q, p, plus=[(scalar, p), (a, q)]), dtype)
+        return r, p, a * scalar, q
 
     a, b, c = table[0]
-    r = _rounded(products.gram(x), dtype)
-    p = times(r, r, alpha=c, plus=[(b, r)])
+    r = products.gram(x)
+    p = polynomial(r, b, c)
     if len(table) == 1:
         return a, p
     *_, scalar, q = lax.fori_loop(1, len(table), step, (r, p, a, p))

@@ -40,22 +40,22 @@ class NewtonSchulz(Orthogonalizer):
     For n x m matrices with n <= m, alpha = m / n, the direct form takes
     2 T (2 alpha + 1) n^3 FLOPs in T steps; the Gram form, which iterates on X X^T and
     comes back to X at every restart, 8 T - 6 + 4 alpha + r (4 alpha - 6) with r
-    restarts: the fewer above alpha = 1.5. On CPU, symmetric products of more than 320
-    rows skip one block in four, and it is 1.29. `explain` says what runs.
+    restarts: the fewer above alpha = 1.5. On CPU, the direct form skips one block in
+    four of its symmetric products from 512 rows on. `explain` says what runs.
 
     Attributes:
       coefficients: a name in `COEFFICIENTS`, or rows (a, b, c), one a step.
       steps: how many steps; None takes the table's own number. Fewer than the table has
         take its first rows; past its end the last row repeats.
       method: "direct", "gram", or "auto": the cheaper of the two for each shape, of
-        those that are safe with these coefficients in this dtype. With "gram" in 16
-        bits, a rare matrix of a few rows may diverge; "auto" takes those directly.
+        those that are safe with these coefficients in this dtype.
       dtype: of the products' operands. None means bfloat16 on TPU and GPU, float32 on
         CPU, chosen for the platform that the program is compiled for; float64 input
         is then computed in float64 everywhere. Sums are at least float32, and float32
         products run at full precision on every platform.
       restarts: for method "gram": the 0-based steps after which it comes back to X;
-        None picks the fewest that keep rounding noise small in the dtype.
+        None picks the fewest that are safe: rounding noise must stay small in the
+        dtype, and not carry a singular value to where the polynomials diverge.
 
     Raises:
       ValueError: unknown name, malformed or unsafe rows, fewer than one step, no float

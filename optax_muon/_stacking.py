@@ -7,6 +7,7 @@ chain a shape, and one more for each further GiB of it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float
 
 from optax_muon._casts import at_least_float32
 from optax_muon._routing import MatrixView
+from optax_muon._splitting import split
 
 # In float32: 64 matrices of 1024 x 4096. An iteration holds its stack three to four
 # times, and products of this size no longer gain from being more.
@@ -81,20 +83,31 @@ def map_stacks(
     dtypes = [leaf.dtype for leaf in leaves]
     shared = buckets(views, dtypes, either_orientation=either_orientation)
     for (rows, *_), members in shared:
-        turned = [views[i].fans[0] != rows for i in members]
-        parts = [
-            _turn(as_matrices(leaves[i], views[i]), turn)
-            for i, turn in zip(members, turned, strict=True)
-        ]
+        turned = {i: views[i].fans[0] != rows for i in members}
+        parts = [into_stack(leaves[i], views[i], turned[i]) for i in members]
         stack = function(jnp.concatenate(parts))
-        ends = np.cumsum([part.shape[0] for part in parts])[:-1]
-        for i, turn, part in zip(members, turned, jnp.split(stack, ends), strict=True):
-            results[i] = from_matrices(_turn(part, turn), views[i])
+        parts = split(stack, [part.shape[0] for part in parts])
+        for i, part in zip(members, parts, strict=True):
+            results[i] = out_of_stack(part, views[i], turned[i])
     return results
 
 
-def _turn(matrices: Float[Array, "batch i j"], turn: bool) -> Float[Array, "batch k l"]:
-    return matrices.mT if turn else matrices
+# Compiled, like all that is done leaf by leaf: equal leaves are then traced once.
+@partial(jax.jit, static_argnames=("view", "turned"))
+def into_stack(
+    leaf: Float[Array, "..."], view: MatrixView, turned: bool
+) -> Float[Array, "batch n m"]:
+    """The leaf's matrices, transposed if `turned`."""
+    matrices = as_matrices(leaf, view)
+    return matrices.mT if turned else matrices
+
+
+@partial(jax.jit, static_argnames=("view", "turned"))
+def out_of_stack(
+    part: Float[Array, "batch n m"], view: MatrixView, turned: bool
+) -> Float[Array, "..."]:
+    """The inverse of `into_stack`."""
+    return from_matrices(part.mT if turned else part, view)
 
 
 def as_matrices(

@@ -1,6 +1,8 @@
 """Fixtures that every test file may use."""
 
 import os
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,3 +22,20 @@ def x64():
     """64-bit mode for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module")
+def benchmark_modules():
+    """The files of benchmarks/, which import each other by name, may be imported.
+
+    No other test should see them, nor we its: the GPT example has a `report` as well.
+    """
+    folder = Path(__file__).parents[1] / "benchmarks"
+    names = {path.stem for path in folder.glob("*.py")}
+    others = {name: sys.modules.pop(name) for name in names & set(sys.modules)}
+    sys.path.insert(0, str(folder))
+    yield
+    sys.path.remove(str(folder))
+    for name in names & set(sys.modules):
+        del sys.modules[name]
+    sys.modules.update(others)

@@ -19,9 +19,9 @@ from optax_muon import (
     orthogonalize,
     scale_by_shampoo,
 )
-from optax_muon._cost import safe_restarts, slope_at_zero
 from optax_muon._newton_schulz import direct, gram, normalize
 from optax_muon._products import halves, xla
+from optax_muon._rounding import safe_restarts, slope_at_zero
 from tests import oracles, spectra
 
 METHODS = tuple(spectra.WORST)
@@ -50,7 +50,8 @@ def check(found, limits):
 @pytest.mark.parametrize(("name", "method", "dtype"), CASES)
 def test_close_to_the_polynomial_on_every_spectrum(name, method, dtype):
     case = name, method, dtype
-    for shape in SHAPES:
+    # The largest is for what is required of the form from so many rows on.
+    for shape in SHAPES if case in spectra.REQUIRED else SHAPES[:-1]:
         check(measure(shape, *case), spectra.limits(*case, min(shape[:2])))
 
 
@@ -63,15 +64,14 @@ def run(x, method, rows, dtype, products, restarts=None):
     return gram(normalize(x), rows, restarts, dtype, products)
 
 
-@pytest.mark.parametrize("name", sorted(spectra.WORST_HALVES["gram"]))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", sorted(spectra.WORST_HALVES))
 @pytest.mark.parametrize("dtype", spectra.DTYPES)
-def test_products_in_halves_are_close(name, method, dtype):
-    """They run from a short side of 320 on; 33 has halves of two sizes."""
+def test_products_in_halves_are_close(name, dtype):
+    """They run from a short side of 512 on; 33 has halves of two sizes."""
     stack, rows = spectra.stack(33, 70, 30, 0), COEFFICIENTS[name].schedule()
-    y = run(jnp.asarray(stack.x), method, rows, jnp.dtype(dtype), halves)
+    y = run(jnp.asarray(stack.x), "direct", rows, jnp.dtype(dtype), halves)
     found = spectra.distances(stack, y, rows)
-    worst = spectra.WORST_HALVES[method][name][spectra.DTYPES.index(dtype)]
+    worst = spectra.WORST_HALVES[name][spectra.DTYPES.index(dtype)]
     assert found["all"] <= spectra.FACTOR * worst
 
 
@@ -127,7 +127,6 @@ class TestRefused:
 )
 def test_few_rows_do_not_diverge(rng, name, method, dtype):
     """Not only averages over many rows: a singular value of 1.5 is on its way out."""
-    method = "auto" if dtype == "bfloat16" else method  # which avoids Gram for so few
     x = spectra.few_rows(rng, 4000, 8, 32)
     y = orthogonalize(jnp.asarray(x), NewtonSchulz(name, method=method, dtype=dtype))
     sigma = np.linalg.norm(np.asarray(y, np.float64), 2, axis=(1, 2))
@@ -174,13 +173,16 @@ class TestFloat64:
         ]:
             np.testing.assert_allclose(found, expected, atol=self.limit(name), rtol=0)
 
-    @pytest.mark.parametrize("products", [xla, halves], ids=["xla", "halves"])
-    def test_both_forms_with_any_restarts(self, rng, name, products):
+    def test_both_forms_with_any_restarts(self, rng, name):
         rows = COEFFICIENTS[name].schedule()
         x = jnp.asarray(rng.normal(size=(2, 5, 8)))
-        expected = run(x, "direct", rows, FLOAT64, products)
-        for restarts in [(), (0, 2)]:
-            found = run(x, "gram", rows, FLOAT64, products, restarts)
+        expected = run(x, "direct", rows, FLOAT64, xla)
+        for method, products, restarts in [
+            ("direct", halves, None),
+            ("gram", xla, ()),
+            ("gram", xla, (0, 2)),
+        ]:
+            found = run(x, method, rows, FLOAT64, products, restarts)
             np.testing.assert_allclose(found, expected, atol=self.limit(name), rtol=0)
 
 
@@ -232,10 +234,17 @@ def test_any_shape_and_dtype(case, batch, shape, dtype, seed):
         assert oracles.relative_error(y[i], reference[i]) <= limit
 
 
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", spectra.DTYPES)
 @pytest.mark.parametrize(
-    "products", [None, xla, halves], ids=["whole", "xla", "halves"]
+    ("method", "products"),
+    [
+        ("direct", None),
+        ("direct", xla),
+        ("direct", halves),
+        ("gram", None),
+        ("gram", xla),
+    ],
+    ids=["direct", "direct xla", "direct halves", "gram", "gram xla"],
 )
 def test_matrices_of_a_stack_do_not_touch(rng, method, dtype, products):
     rows = COEFFICIENTS["keller_jordan"].schedule()
@@ -275,15 +284,13 @@ def test_products_in_halves_are_products(rng, shape):
         # Polynomials of one matrix commute.
         square = module.symmetric_product(r, r, alpha=0.5, plus=[(-2.0, r)])
         cube = module.symmetric_product(square, r, plus=[(3.0, square), (0.1, r)])
-        moved = module.shifted(cube, -0.7)
-        product = module.product(moved, x_, plus=[(1.5, z_), (2.5, x_)])
-        return *map(whole, (r, square, cube, moved)), module.join(product)
+        product = module.product(cube, x_, plus=[(1.5, z_), (2.5, x_)])
+        return *map(whole, (r, square, cube)), module.join(product)
 
     g = np.asarray(x @ x.mT)
     square = 0.5 * g @ g - 2 * g
     cube = square @ g + 3 * square + 0.1 * g
-    moved = cube - 0.7 * np.eye(shape[-2])
-    expected = (g, square, cube, moved, moved @ x + 1.5 * z + 2.5 * x)
+    expected = (g, square, cube, cube @ x + 1.5 * z + 2.5 * x)
     for module in (xla, halves):
         for found, wanted in zip(all_products(module), expected, strict=True):
             # 1e-15 of sums of some ten terms, each up to the largest entry.

@@ -1,5 +1,7 @@
 """Stacks: who shares one, how large it gets, what it costs in program and memory."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,8 +99,23 @@ def peer(params):
 def test_compiled_products_depend_on_shapes_alone():
     ours = scale_by_muon(orthogonalizer=NewtonSchulz("keller_jordan"))
     counts = [compiled(ours, gpt(n, 16)).as_text().count(" dot(") for n in (4, 48)]
-    # One square shape directly, 3; two wide ones in two cycles of the Gram form, 14.
-    assert counts == [3 + 2 * 14] * 2
+    # One square shape directly, 3; two wide ones in one cycle of the Gram form, 7.
+    assert counts == [3 + 2 * 7] * 2
+
+
+def kernels(layers):
+    """The fusions of an update that differ in more than names: each is compiled."""
+    text = compiled(scale_by_muon(), gpt(layers, 16)).as_text()
+    bodies = re.findall(r"^%fused_computation[^{]*{\n(.*?)^}", text, re.M | re.S)
+    anonymous = (re.sub(r", metadata=\{[^}]*\}|%[\w.-]+", "", b) for b in bodies)
+    return {body for body in anonymous if "concatenate" not in body}
+
+
+def test_kernels_do_not_follow_the_number_of_layers():
+    """Slices at constants, say, would be one kernel each, four a layer."""
+    few, many = (len(kernels(layers)) for layers in (4, 12))
+    assert few > 10
+    assert many - few < 12 - 4
 
 
 def test_temporaries_are_at_most_four_of_the_largest_stack():

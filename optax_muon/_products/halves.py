@@ -4,6 +4,10 @@ A stack is cut into its upper and lower rows, and a symmetric matrix into four b
 of which the one above the diagonal is never computed: of eight block products, six are
 left. The blocks stay apart through the whole iteration, because mirroring one would be
 a transposition, which costs XLA's CPU more than the products it saves.
+
+For the direct form alone. Computing one block for two makes products symmetric to the
+last bit: rounding that turned directions only one way, which the next product forgets,
+turns them both ways and grows. In the Gram form errors of 6e-4 became 0.7.
 """
 
 from collections.abc import Sequence
@@ -14,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from optax_muon._products import xla
 from optax_muon._products.xla import Scalar, dot, weighted_sum
 
 
@@ -71,11 +74,6 @@ def product(s: Symmetric, x: Rows, *, plus: Sequence[tuple[Scalar, Rows]] = ()) 
     upper = dot(s.upper, x.upper) + dot(s.lower, x.lower, contract=(-2, -2))
     lower = dot(s.lower, x.upper) + dot(s.last, x.lower)
     return _weighted_sum((1.0, Rows(upper, lower)), *plus)
-
-
-def shifted(s: Symmetric, a: Scalar) -> Symmetric:
-    """s + a I."""
-    return s._replace(upper=xla.shifted(s.upper, a), last=xla.shifted(s.last, a))
 
 
 def _weighted_sum(*terms: tuple[Scalar, Any]) -> Any:

@@ -1,0 +1,137 @@
+"""How far rounding grows in the Gram form, and the restarts that keep it small."""
+
+import functools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from optax_muon._cost import cycles
+from optax_muon._polynomials import Row, evaluate
+
+# The most that rounding may carry a singular value beyond the chain's largest.
+OVERSHOOT_LIMIT = 1.15
+
+
+def noise_growth(rows: tuple[Row, ...], restarts: tuple[int, ...] = ()) -> float:
+    """How much the rounding of R in a cycle has grown when R is last used, at worst.
+
+    A step multiplies R's eigenvalues near zero, be they noise, by a^2.
+    """
+    return max(_growth(rows[i:j]) for i, j in cycles(restarts, len(rows)))
+
+
+def noise_limit(dtype: np.dtype) -> float:
+    """The growth that `dtype` bears.
+
+    In 16 bits it admits cycles of two steps, for coefficients that start with a = 3 to
+    8; a third brought Keller Jordan's error from 0.05 to 0.4 in bfloat16. In float32 it
+    admits his five, which grow 2e4 times: errors up to 1e-3 where one restart gives
+    2e-4; You Jiacheng's, 3e4, gave 1.7e-3. (Relative errors on matrices of rank one and
+    other hard spectra, 32 x 128 to 768 x 3072; tests/test_numerics.py asserts those of
+    the safe restarts.)
+    """
+    return {2: 64.0, 4: 2.5e4, 8: 1e8}[dtype.itemsize]
+
+
+def overshoot(rows: tuple[Row, ...], start: int, stop: int, dtype: np.dtype) -> float:
+    """How far rounding in one cycle can carry a singular value beyond the chain's.
+
+    A cycle maps s to (q + Q) s, where Q cancels most of q if s is large. Rounding Q and
+    X to `dtype` leaves an error of up to about q s eps / 2: rows average it out, unless
+    few of them matter. Later steps may pull s back or, past where the polynomials are
+    bounded, let it diverge.
+
+    Measured on 32 000 matrices with few rows (`few_rows` in tests/spectra.py): where
+    this is 35 (the first two steps of Polar Express in bfloat16), ten diverged; where
+    it is 1.2 (the second and third), none did, but it and 1.18 (modula's) showed on
+    hard spectra, as singular values of 1.18 and 1.54.
+
+    Returns:
+      The bound on singular values with such an error by that without.
+    """
+    exact = _bounds(1.0, rows)
+    s = np.linspace(0, ([1.0, *exact])[start], 4001)
+    noise = float(jnp.finfo(dtype).eps) / 2 * slope_at_zero(rows[start:stop])
+    after = functools.reduce(lambda t, row: evaluate(row, t), rows[start:stop], s)
+    reached = float((after + noise * s).max())
+    noisy = [reached, *_bounds(reached, rows[stop:])][-1]
+    return noisy / exact[-1] if math.isfinite(noisy) else math.inf
+
+
+def _bounds(largest: float, rows: tuple[Row, ...]) -> list[float]:
+    """The largest singular value after each step, from all of (0, largest]."""
+    found = []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for row in rows:
+            largest = float(evaluate(row, np.linspace(0, largest, 4001)).max())
+            found.append(largest)
+    return found
+
+
+@functools.cache
+def safe_restarts(rows: tuple[Row, ...], dtype: np.dtype) -> tuple[int, ...]:
+    """The fewest restarts that `dtype` bears; of those, the least noise growth.
+
+    No cycle's growth or overshoot may exceed its limit; a cycle of one step, in which
+    nothing grows, always counts as safe here. No restart comes after the very first
+    step if two can be a cycle: it costs accuracy, for Polar Express in bfloat16 0.14 in
+    place of 0.10.
+
+    >>> safe_restarts(((3.4445, -4.775, 2.0315),) * 6, np.dtype("float32"))
+    (2,)
+    """
+
+    def safe(start: int, stop: int) -> bool:
+        return stop - start == 1 or unsafe_cycle(rows, start, stop, dtype) is None
+
+    apart = {1} if len(rows) > 1 and safe(0, 2) else set()
+    # best[k]: (cycles, growth, restarts) of the first k steps, the smallest first.
+    best: list[tuple[int, float, tuple[int, ...]]] = [(0, 1.0, ())]
+    for stop in range(1, len(rows) + 1):
+        options = []
+        for start in sorted(set(range(stop)) - apart):
+            count, worst, before = best[start]
+            if safe(start, stop):
+                restarts = (*before, start - 1) if start else ()
+                growth = max(worst, _growth(rows[start:stop]))
+                options.append((count + 1, growth, restarts))
+        best.append(min(options))
+    return best[-1][2]
+
+
+def unsafe_cycle(
+    rows: tuple[Row, ...], start: int, stop: int, dtype: np.dtype
+) -> str | None:
+    """Why `dtype` does not bear a cycle; None if it does."""
+    growth, limit = _growth(rows[start:stop]), noise_limit(dtype)
+    if growth > limit:
+        return (
+            f"rounding noise in X X^T grows {growth:.3g} times within a cycle, {dtype} "
+            f"bears {limit:.3g}"
+        )
+    if (found := overshoot(rows, start, stop, dtype)) > OVERSHOOT_LIMIT:
+        return (
+            f"rounding to {dtype} in a cycle of steps {start} to {stop - 1} can make "
+            f"singular values {found:.3g} times as large as they should be"
+        )
+    return None
+
+
+def slope_at_zero(rows: tuple[Row, ...]) -> float:
+    """What the chain multiplies the smallest singular values by."""
+    return math.prod(a for a, _, _ in rows)
+
+
+def slope_limit(dtype: np.dtype) -> float:
+    """The slope at zero up to which the Gram form may be used in `dtype`.
+
+    Rounding noise in directions where X has nothing grows with it. Measured: error 0.12
+    in bfloat16 at slope 5000, 0.5 at 17000, 0.9 at 79000, where the direct form keeps
+    0.04; in float16 0.05 at 69000.
+    """
+    return 64 / float(jnp.finfo(dtype).eps)
+
+
+def _growth(rows: tuple[Row, ...]) -> float:
+    return math.prod(max(a * a, 1.0) for a, _, _ in rows[:-1])

@@ -1,0 +1,198 @@
+"""What benchmarks are made of: equal contestants, fair turns, right counts of FLOPs."""
+
+import jax
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.usefixtures("benchmark_modules")
+
+
+def test_bfloat16_contestants_run():
+    """What accelerators race, here on a CPU."""
+    import peers
+    import shapes
+
+    case = shapes.SMOKE[1]
+    gradients = peers.gradients(case)
+    field = peers.contestants("gpu")
+    dtypes = {"ours": "float32", "optax": "float32"}
+    low = {"ours_bfloat16": "bfloat16", "optax_bfloat16": "bfloat16"}
+    assert {one.name: one.dtype for one in field} == dtypes | low
+    for one in field:
+        one.prepare(case, gradients)(2)
+
+
+def test_contestants_compute_the_same_update():
+    import peers
+    import shapes
+
+    for case in shapes.SMOKE:
+        mine, theirs = (
+            first_update(one, case, peers.gradients(case))
+            for one in (peers.OURS, peers.OPTAX)
+        )
+        for name, shape in case.leaves:
+            fan_in, fan_out = shapes.as_matrix(shape)
+            scale = max(1, fan_out / fan_in) ** 0.5  # optax.contrib's core has none
+            # Two orders of float32 sums; seen: 2e-6, times 10 for other machines.
+            np.testing.assert_allclose(mine[name], scale * theirs[name], atol=2e-5)
+
+
+@pytest.mark.peers
+def test_torch_in_float32_computes_the_same_update():
+    import peers
+    import shapes
+    import torch
+
+    cast = torch.Tensor.bfloat16
+    case = shapes.SMOKE[1]
+    gradients = peers.gradients(case)
+    optimizer = peers.TORCH_FLOAT32.optimizer(case, gradients)
+    with peers.TORCH_FLOAT32.iteration():
+        optimizer.step()
+    assert torch.Tensor.bfloat16 is cast
+    expected = first_update(peers.OURS, case, gradients)
+    for (name, shape), parameter in zip(
+        case.leaves, optimizer.param_groups[0]["params"], strict=True
+    ):
+        update = -parameter.detach().numpy().T.reshape(shape) / 1e-3  # the default rate
+        np.testing.assert_allclose(update, expected[name], atol=2e-5)  # as above
+
+
+def first_update(contestant, case, gradients):
+    transformation = contestant.transformation(case)
+    state = transformation.init(gradients)
+    return jax.jit(transformation.update)(gradients, state)[0]
+
+
+def test_contestants_run_once_a_round_in_rotating_order(monkeypatch):
+    import timing
+
+    order = []
+    monkeypatch.setattr(timing, "PAUSE", 0)
+    taken = {"a": 0.3, "b": 0.001, "c": 1.0}
+
+    def seconds(name, repeats):
+        order.append((name, repeats))
+        return taken[name] * repeats
+
+    monkeypatch.setattr(timing, "seconds", seconds)
+    monkeypatch.setattr(timing, "warm_up", lambda run, wanted: 2 if run == "b" else 1)
+    samples = timing.interleave({name: name for name in taken}, 3, 0.0)
+    assert "".join(name for name, _ in order) == "abcacbcab"
+    assert set(order) == {("a", 1), ("b", 2), ("c", 1)}
+    assert samples == {name: [value] * 3 for name, value in taken.items()}
+
+
+def test_summaries_are_quartiles_and_ratios_go_round_by_round():
+    import timing
+
+    expected = {"median": 3.0, "quartiles": [2.0, 4.0], "count": 5}
+    assert timing.summary([5, 1, 4, 2, 3]) == expected
+    # The ratio of medians would be 2 / 2 = 1.
+    assert timing.ratios([1, 2, 8], [2, 1, 2])["median"] == 2
+
+
+class Products:
+    """Matrix products that count their FLOPs."""
+
+    def __init__(self):
+        self.flops = 0
+
+    def __call__(self, x, y):
+        (rows, inner), (_, columns) = x.shape, y.shape
+        self.flops += 2 * rows * inner * columns
+        return x @ y
+
+
+ROW = (3.4445, -4.7750, 2.0315)
+
+
+def direct(x, steps, product):
+    a, b, c = ROW
+    for _ in range(steps):
+        gram = product(x, x.T)
+        x = a * x + product(b * gram + c * product(gram, gram), x)
+    return x
+
+
+def on_gram(x, steps, restarts, product):
+    """The same with X = Q X_0 and R = X X^T, begun anew before the steps `restarts`."""
+    a, b, c = ROW
+    begins = {0, *restarts}
+    for step in range(steps):
+        if step in begins:
+            x = product(q, x) if step else x
+            q, gram = None, product(x, x.T)
+        z = b * gram + c * product(gram, gram)  # p(X) = (a I + Z) X
+        q = a * np.eye(len(x)) + z if q is None else a * q + product(z, q)
+        if step + 1 not in begins | {steps}:
+            half = a * gram + product(gram, z)
+            gram = a * half + product(z, half)
+    return product(q, x)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 10), (6, 24)])
+def test_flops_are_those_of_the_products(shape, rng):
+    import limits
+
+    x = rng.normal(size=shape)
+    x /= np.linalg.norm(x)
+    counted = Products()
+    expected = direct(x, 5, counted)
+    assert limits.direct_flops(*shape, 5) == counted.flops
+    for restarts in ([], [2], [2, 4]):
+        counted = Products()
+        # Float64 rounding, grown by five steps of slope 3.4; seen: 3e-13.
+        np.testing.assert_allclose(
+            on_gram(x, 5, restarts, counted), expected, atol=1e-10
+        )
+        assert limits.gram_flops(*shape, 5, len(restarts)) == counted.flops
+
+
+def test_the_limit_takes_the_cheaper_form_at_the_rate_of_its_size():
+    import limits
+    from shapes import Case
+
+    # In n^3: a square 30 directly, 38 on Gram matrices; alpha = 4: 90 against 50.
+    case = Case("", (("a", (10, 10)), ("b", (40, 10)), ("c", (10, 40))), 1)
+    assert limits.limit_seconds(case, 5, "float32", {8: 1.0, 16: 1e3}) == 30 + 2 * 50
+    assert limits.fewest_flops(10, 40, 5, "bfloat16") == 70_000
+    assert limits.standard_flops(case, 5) == 30_000 + 2 * 90_000
+    large = Case("", (("a", (100, 100)),), 1)  # beyond the sizes: the largest of them
+    assert limits.limit_seconds(large, 5, "float32", {8: 1e6, 16: 3e7}) == 1
+    assert limits.sizes_of(case, (8, 12, 16)) == (12,)
+    assert limits.nearest_size(12, (8, 12, 16)) == 12
+
+
+def test_a_gemm_counts_its_chain_and_keeps_its_norm():
+    import limits
+
+    gemm = limits.Gemm(8, "float32", flops=10 * 2 * 8**3, elements=1)
+    assert gemm.flops == 10 * 2 * 8**3
+    assert limits.Gemm(8, "float32", flops=1, elements=3 * 64).flops == 4 * 3 * 2 * 8**3
+    gemm(1)
+
+
+def test_shapes_are_those_of_the_models():
+    import programs
+    import shapes
+
+    cases = {case.name: case for case in shapes.EVERYWHERE + shapes.ACCELERATORS}
+    # torchvision's ResNet-18 has 11,689,512 parameters, of which 513,000 are the
+    # classifier's and 9,600 the norms'.
+    assert cases["resnet18"].parameters == 11_689_512 - 513_000 - 9_600
+    assert len(cases["resnet18"].leaves) == 20
+    for name, layers, d in [
+        *(("gpt_4x384", 4, 384), ("gpt_4x384_split", 4, 384)),
+        *(("gpt_2x768", 2, 768), ("gpt_2x768_split", 2, 768)),
+        *(("gpt2_small", 12, 768), ("gpt2_medium", 24, 1024)),
+    ]:
+        assert cases[name].parameters == layers * 12 * d**2
+    # Llama 3 8B is 32 such layers, an embedding, a head, and two norms a layer and one.
+    assert cases["llama_8b_layer"].parameters * 32 == 8_030_261_248 - (
+        2 * 128_256 * 4096 + 65 * 4096
+    )
+    stacks = {(384, 1152): 4, (384, 384): 4, (384, 1536): 8}
+    assert cases["gpt_4x384"].stacks() == stacks
+    assert programs.largest_stack(cases["gpt_4x384"], "bfloat16") == 8 * 384 * 1536 * 2
