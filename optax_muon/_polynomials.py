@@ -11,8 +11,12 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
 
 Row = tuple[float, float, float]
+S = TypeVar("S", float, np.ndarray)
 
 # Rounding the singular value 1 to bfloat16 (8 bits) errs by at most 2^-8 of it; the
 # error of the norm that was divided by is of float32's size, and far below.
@@ -57,7 +61,7 @@ class CoefficientTable:
         return tuple(self.rows[min(k, last)] for k in range(count))
 
 
-def evaluate(row: Row, s: float) -> float:
+def evaluate(row: Row, s: S) -> S:
     """a s + b s^3 + c s^5; infinite or NaN, and no exception, when s is huge."""
     a, b, c = row
     t = s * s
@@ -68,6 +72,12 @@ def deflate(row: Row, safety: float) -> Row:
     """The row of p(s / safety)."""
     a, b, c = row
     return a / safety, b / safety**3, c / safety**5
+
+
+def bounds(rows: tuple[Row, ...], largest: float = 1.0) -> list[float]:
+    """The largest singular value before each step and after all, from (0, largest]."""
+    steps = itertools.accumulate(rows, lambda m, row: _peak(row, m), initial=largest)
+    return list(steps)
 
 
 @functools.lru_cache(maxsize=256)  # configurations are built often, from few tables
@@ -83,8 +93,7 @@ def margin(rows: tuple[Row, ...]) -> float:
     thresholds = _thresholds(rows)
     if thresholds[0] < 1:
         return thresholds[0]
-    largest = itertools.accumulate(rows, lambda m, row: _peak(row, m), initial=1.0)
-    return min(d / m for d, m in zip(thresholds, largest, strict=False))
+    return min(d / m for d, m in zip(thresholds, bounds(rows), strict=False))
 
 
 def check_rows(rows: tuple[Row, ...], coefficients: object = None) -> None:

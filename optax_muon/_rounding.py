@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_muon._cost import cycles
-from optax_muon._polynomials import Row, evaluate
+from optax_muon._polynomials import Row, bounds, evaluate
 
 # The most that rounding may carry a singular value beyond the chain's largest.
 OVERSHOOT_LIMIT = 1.15
@@ -50,23 +50,13 @@ def overshoot(rows: tuple[Row, ...], start: int, stop: int, dtype: np.dtype) -> 
     Returns:
       The bound on singular values with such an error by that without.
     """
-    exact = _bounds(1.0, rows)
-    s = np.linspace(0, ([1.0, *exact])[start], 4001)
+    exact = bounds(rows)
+    s = after = np.linspace(0, exact[start], 4001)
+    for row in rows[start:stop]:
+        after = evaluate(row, after)
     noise = float(jnp.finfo(dtype).eps) / 2 * slope_at_zero(rows[start:stop])
-    after = functools.reduce(lambda t, row: evaluate(row, t), rows[start:stop], s)
-    reached = float((after + noise * s).max())
-    noisy = [reached, *_bounds(reached, rows[stop:])][-1]
-    return noisy / exact[-1] if math.isfinite(noisy) else math.inf
-
-
-def _bounds(largest: float, rows: tuple[Row, ...]) -> list[float]:
-    """The largest singular value after each step, from all of (0, largest]."""
-    found = []
-    with np.errstate(over="ignore", invalid="ignore"):
-        for row in rows:
-            largest = float(evaluate(row, np.linspace(0, largest, 4001)).max())
-            found.append(largest)
-    return found
+    noisy = bounds(rows[stop:], float((after + noise * s).max()))
+    return noisy[-1] / exact[-1] if math.isfinite(noisy[-1]) else math.inf
 
 
 @functools.cache
