@@ -1,5 +1,6 @@
 """What a program costs before it runs: time to make it, its size, and its memory."""
 
+import gc
 import re
 import time
 
@@ -33,6 +34,7 @@ def measure_compile(case: Case, platform: str, rounds: int) -> dict:
     for index in range(rounds):
         for one in rotated(contestants, index):
             jax.clear_caches()
+            gc.collect()  # or the last program would be freed on this one's time
             made[one.name].append(program(one, case))
     return {
         "leaves": len(case.leaves),

@@ -105,7 +105,7 @@ ACCELERATORS = (
 )
 # One model, deeper and deeper: what a program costs to make must not follow.
 DEPTHS = tuple(
-    Case(f"gpt_{n}x384", gpt(n, 384, fused=True), 3) for n in (4, 12, 24, 48)
+    Case(f"gpt_{n}x384", gpt(n, 384, fused=True), 9) for n in (4, 12, 24, 48)
 )
 
 SMOKE = (

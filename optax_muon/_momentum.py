@@ -17,39 +17,44 @@ from optax_muon._casts import at_least_float32
 
 Leaf = Float[Array, "..."]
 Scalar = Float[Array, ""]
+Weights = tuple[Scalar, Scalar]
 
 
-def _ema(gradient: Leaf, trace: Leaf, mu: Scalar) -> Leaf:
+def _ema(mu: Scalar) -> Weights:
     """mu trace + (1 - mu) g: torch's lerp, K. Jordan's muon.py, 2024."""
-    return mu * trace + (1 - mu) * gradient
+    return mu, 1 - mu
 
 
-def _heavy_ball(gradient: Leaf, trace: Leaf, mu: Scalar) -> Leaf:
+def _heavy_ball(mu: Scalar) -> Weights:
     """mu trace + g: Polyak's form, torch.optim.SGD."""
-    return mu * trace + gradient
+    return mu, jnp.ones_like(mu)
 
 
-MOMENTUM_FORMS: Mapping[str, Callable[[Leaf, Leaf, Scalar], Leaf]] = MappingProxyType(
+MOMENTUM_FORMS: Mapping[str, Callable[[Scalar], Weights]] = MappingProxyType(
     {"ema": _ema, "heavy_ball": _heavy_ball}
 )
 
 
-@partial(jax.jit, static_argnames=("form", "nesterov"))  # equal leaves: traced once
+def momentum_weights(mu: jax.typing.ArrayLike, form: str) -> Weights:
+    """What trace and gradient are multiplied by in a sum, at the step's mu in [0, 1).
+
+    Args:
+      mu: the momentum coefficient.
+      form: a key of `MOMENTUM_FORMS`.
+    """
+    return MOMENTUM_FORMS[form](jnp.asarray(mu, float))
+
+
+@partial(jax.jit, static_argnames="nesterov")  # so that equal leaves are traced once
 def accumulate(
-    gradient: Leaf,
-    trace: Leaf,
-    mu: jax.typing.ArrayLike,
-    *,
-    form: str,
-    nesterov: bool,
+    gradient: Leaf, trace: Leaf, weights: Weights, *, nesterov: bool
 ) -> tuple[Leaf, Leaf]:
     """One step of momentum.
 
     Args:
       gradient: the new gradient, in the parameter's shape.
       trace: the stored momentum.
-      mu: the momentum coefficient, in [0, 1).
-      form: a key of `MOMENTUM_FORMS`.
+      weights: of trace and gradient.
       nesterov: look ahead: blend the gradient into the new trace once more.
 
     Returns:
@@ -58,9 +63,8 @@ def accumulate(
     """
     stored = trace.dtype
     wide = at_least_float32(jnp.promote_types(gradient.dtype, stored))
-    blend = MOMENTUM_FORMS[form]
-    gradient, trace = gradient.astype(wide), trace.astype(wide)
-    mu = jnp.asarray(mu, wide)
-    trace = blend(gradient, trace, mu)
-    direction = blend(gradient, trace, mu) if nesterov else trace
+    of_trace, of_gradient = (weight.astype(wide) for weight in weights)
+    gradient = of_gradient * gradient.astype(wide)
+    trace = of_trace * trace.astype(wide) + gradient
+    direction = of_trace * trace + gradient if nesterov else trace
     return trace.astype(stored), direction

@@ -10,7 +10,7 @@ import optax
 
 from optax_muon import _checks
 from optax_muon._alike import check_alike
-from optax_muon._momentum import MOMENTUM_FORMS, accumulate
+from optax_muon._momentum import MOMENTUM_FORMS, accumulate, momentum_weights
 from optax_muon._orthogonalize import (
     OrthogonalizerLike,
     check_orthogonalizer,
@@ -149,8 +149,9 @@ def _step(
     factors: tuple[float, ...],
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The step and the new trace of every leaf."""
+    weights = momentum_weights(mu, form)
     new = [
-        accumulate(g, m, mu, form=form, nesterov=nesterov)
+        accumulate(g, m, weights, nesterov=nesterov)
         for g, m in zip(gradients, traces, strict=True)
     ]
     polar = map_stacks(
