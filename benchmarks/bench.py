@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         document = load(options.out) if options.table else measure(options)
     except UsageError as error:
         sys.exit(f"error: {error}")
-    print(report.render(document))
+    print((report.markdown if options.markdown else report.render)(document))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -51,6 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--redo", action="store_true", help="measure anew what is already there")
     add("--smoke", action="store_true", help="tiny matrices: does it work at all?")
     add("--table", action="store_true", help="print the tables of --out, run nothing")
+    add("--markdown", action="store_true", help="the README's table in their place")
     options = parser.parse_args(argv)
     if options.out is None:  # a smoke run must not land among results
         options.out = SMOKE_RESULTS if options.smoke else default_out()

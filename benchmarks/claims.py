@@ -53,13 +53,12 @@ def claims(document: dict) -> list[Claim]:
 
 
 def update_claims(case: Case, row: dict, platform: str) -> list[Claim]:
-    """No rival of our dtype is faster; headline cases say by how much, and how near
-    the limit."""
+    """No rival is faster; headline cases say by how much, and how near the limit."""
     found = []
     kind = "cpu" if platform == "cpu" else "accelerator"
     headline = case.headline == kind
     for mine, rivals in peers.matches(platform):
-        for rival in (one for one in rivals if one.comparable):
+        for rival in rivals:
             bounded = headline and isinstance(rival, peers.JaxContestant)
             bound = PEER_BOUND[kind] if bounded else 1.0
             found.append((f"{rival.name} / {mine.name}", bound, True))

@@ -5,7 +5,7 @@ X <- a X + (b A + c A A) X, A = X X^T, is 2 (2 alpha + 1) n^3 FLOPs in plain pro
 Iterating on the Gram matrix instead (Amsel et al., The Polar Express, arXiv 2505.16932,
 on rectangular matrices) keeps the long side out of the loop: four products of n x n a
 step, of which the first step omits one and the last two. A restart forms X and its
-Gram matrix anew, which two long products pay for and three square ones.
+Gram matrix anew: two long products more, and three square ones fewer.
 """
 
 import jax

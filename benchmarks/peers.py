@@ -117,8 +117,7 @@ class TorchContestant:
       name: in the results.
       about: what is computed in which dtype.
       iteration: the context its steps are taken in.
-      comparable: whether its products have the dtype of ours; no bound is claimed
-        against others.
+      comparable: whether its products have the dtype of ours.
     """
 
     name: str
@@ -171,7 +170,7 @@ OURS = JaxContestant("ours", "all in float32", "float32", ours("float32"))
 OPTAX = JaxContestant("optax", "all in float32", "float32", optax_contrib)
 TORCH_AS_IS = TorchContestant(
     "torch_bfloat16",
-    "as it is: iterates in bfloat16, shown without a bound",
+    "as it is: iterates in bfloat16, where ours does in float32",
     contextlib.nullcontext,
     comparable=False,
 )

@@ -148,6 +148,36 @@ def claim_rows(document: dict) -> list[tuple]:
     return rows
 
 
+def markdown(document: dict) -> str:
+    """The README's table: updates by us and by the peers in our dtype, and memory."""
+    platform = document["environment"]["platform"]
+    results = document["results"]
+    found = []
+    for mine, rivals in peers.matches(platform):
+        same = [one for one in rivals if one.comparable]
+        heads = [f"{one.name} / {mine.name}" for one in same]
+        heads += [f"{mine.name} / limit"]
+        found.append(("matrices of", f"{mine.name}, ms", *heads, "memory / optax's"))
+        found.append(("---",) * len(found[0]))
+        for case in plan(platform, smoke=document["smoke"]).cases:
+            row = results.get("update", {}).get(case.name, {})
+            memory = results.get("memory", {}).get(case.name, {}).get("programs", {})
+            temp = [
+                memory.get(one.name, {}).get("temp_bytes")
+                for one in (mine, *same)
+                if isinstance(one, peers.JaxContestant)
+            ]
+            found.append(
+                (
+                    case.name.replace("_", " "),
+                    spread(row.get("seconds", {}).get(mine.name), 1e3)[0],
+                    *(spread(row.get("ratios", {}).get(head))[0] for head in heads),
+                    MISSING if None in temp else number(temp[0] / temp[1]),
+                )
+            )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in found)
+
+
 def spread(found: dict | None, unit: float = 1.0) -> tuple[str, str, str]:
     """Median, quartiles and count of a summary, as text."""
     if found is None:

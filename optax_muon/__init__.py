@@ -4,13 +4,15 @@ The pipeline, in the order of the code:
 
     gradient -> route (_routing, _resolution) -> momentum (_momentum)
       -> [ view as matrices -> stack (_stacking) -> orthogonalize (_orthogonalize)
-           -> unstack -> normalize neurons (_normalize) -> scale by shape (_scaling) ]
+           -> unstack (_splitting) -> normalize neurons (_normalize)
+           -> scale by shape (_scaling) ]
       -> decay (_decay) -> learning rate -> update
 
 and of orthogonalization by Newton-Schulz:
 
     configuration (_orthogonalizers) -> coefficients (_coefficients, _polynomials)
-      -> form for the shape (_choice, _cost) -> iteration (_newton_schulz) -> _products
+      -> form for the shape (_choice, _cost, _rounding)
+      -> iteration (_newton_schulz) -> _products
 
 `scale_by_muon` is the middle of it, `muon` the whole; `plan` shows the routing and
 `explain` what orthogonalization will run.

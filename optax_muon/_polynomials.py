@@ -90,10 +90,10 @@ def margin(rows: tuple[Row, ...]) -> float:
     >>> round(margin(((3.4445, -4.7750, 2.0315),) * 5), 3)
     1.051
     """
-    thresholds = _thresholds(rows)
-    if thresholds[0] < 1:
-        return thresholds[0]
-    return min(d / m for d, m in zip(thresholds, bounds(rows), strict=False))
+    safe = thresholds(rows)
+    if safe[0] < 1:
+        return safe[0]
+    return min(d / m for d, m in zip(safe, bounds(rows), strict=False))
 
 
 def check_rows(rows: tuple[Row, ...], coefficients: object = None) -> None:
@@ -106,7 +106,7 @@ def check_rows(rows: tuple[Row, ...], coefficients: object = None) -> None:
     Raises:
       ValueError: a step turns a sign, or the chain explodes.
     """
-    safe = _thresholds(rows)[0]
+    safe = thresholds(rows)[0]
     if safe >= LARGEST_INPUT:
         return
     name = f"{coefficients!r}: " if isinstance(coefficients, str) else ""
@@ -121,7 +121,7 @@ def check_rows(rows: tuple[Row, ...], coefficients: object = None) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _thresholds(rows: tuple[Row, ...]) -> tuple[float, ...]:
+def thresholds(rows: tuple[Row, ...]) -> tuple[float, ...]:
     """D_k for each k: steps k, k + 1, ... are safe on (0, D_k], and no further.
 
     (0, d] is safe for them if p_k is positive on it and at most D_{k+1}.

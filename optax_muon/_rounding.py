@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_muon._cost import cycles
-from optax_muon._polynomials import Row, bounds, evaluate
+from optax_muon._polynomials import Row, bounds, evaluate, margin, thresholds
 
-# The most that rounding may carry a singular value beyond the chain's largest.
+# Beyond this index of `overshoot`, rounding showed on hard spectra.
 OVERSHOOT_LIMIT = 1.15
 
 
@@ -35,28 +35,33 @@ def noise_limit(dtype: np.dtype) -> float:
 
 
 def overshoot(rows: tuple[Row, ...], start: int, stop: int, dtype: np.dtype) -> float:
-    """How far rounding in one cycle can carry a singular value beyond the chain's.
+    """An index of how far rounding in one cycle can carry a singular value astray.
 
     A cycle maps s to (q + Q) s, where Q cancels most of q if s is large. Rounding Q and
-    X to `dtype` leaves an error of up to about q s eps / 2: rows average it out, unless
-    few of them matter. Later steps may pull s back or, past where the polynomials are
-    bounded, let it diverge.
+    X to `dtype` leaves an error of some q s eps / 2: rows average it out, unless few of
+    them matter. Later steps may pull s back or, past where the polynomials are bounded,
+    let it turn negative or diverge.
 
     Measured on 32 000 matrices with few rows (`few_rows` in tests/spectra.py): where
-    this is 35 (the first two steps of Polar Express in bfloat16), ten diverged; where
-    it is 1.2 (the second and third), none did, but it and 1.18 (modula's) showed on
-    hard spectra, as singular values of 1.18 and 1.54.
+    the index of the first two steps is infinite, ten diverged (Polar Express in
+    bfloat16) or twenty (You Jiacheng's); where it is 1.2 (the second and third of Polar
+    Express), none did, but it and 1.18 (modula's) showed on hard spectra, as singular
+    values of 1.18 and 1.54.
 
     Returns:
-      The bound on singular values with such an error by that without.
+      The bound on singular values with such an error by that without; infinite if one
+      may change its sign, or leave where the steps from `stop` on are safe.
     """
     exact = bounds(rows)
-    s = after = np.linspace(0, exact[start], 4001)
+    s = after = np.linspace(0, exact[start], 4001)[1:]
     for row in rows[start:stop]:
         after = evaluate(row, after)
-    noise = float(jnp.finfo(dtype).eps) / 2 * slope_at_zero(rows[start:stop])
-    noisy = bounds(rows[stop:], float((after + noise * s).max()))
-    return noisy[-1] / exact[-1] if math.isfinite(noisy[-1]) else math.inf
+    error = float(jnp.finfo(dtype).eps) / 2 * slope_at_zero(rows[start:stop]) * s
+    largest = float((after + error).max())
+    safe = (*thresholds(rows), math.inf)[stop]
+    if not (largest <= safe and (after > error).all()):
+        return math.inf
+    return bounds(rows[stop:], largest)[-1] / exact[-1]
 
 
 @functools.cache
@@ -101,9 +106,13 @@ def unsafe_cycle(
             f"bears {limit:.3g}"
         )
     if (found := overshoot(rows, start, stop, dtype)) > OVERSHOOT_LIMIT:
+        what = "diverge or change sign"
+        if found < math.inf:
+            what = f"{found:.3g} times as large as they should be"
         return (
             f"rounding to {dtype} in a cycle of steps {start} to {stop - 1} can make "
-            f"singular values {found:.3g} times as large as they should be"
+            f"singular values {what}; these coefficients leave a margin of "
+            f"{margin(rows):.4g} before a step"
         )
     return None
 

@@ -55,6 +55,12 @@ def test_close_to_the_polynomial_on_every_spectrum(name, method, dtype):
         check(measure(shape, *case), spectra.limits(*case, min(shape[:2])))
 
 
+def test_one_cycle_of_five_steps_in_float32():
+    """The most that noise may grow, at a size where signs of rank one show it."""
+    found = measure((384, 1152, 0), "keller_jordan", "gram", "float32")
+    assert found["all"] <= 2e-3  # required; 8e-4 with these products, on this machine
+
+
 @partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
 def run(x, method, rows, dtype, products, restarts=None):
     """One form of the iteration on a stack at once, with products of one's choice."""
@@ -81,8 +87,6 @@ def test_limits_are_within_what_is_required():
         assert limits["all"] <= all_, case
         # Only matrices of 32 and 40 rows exceed it; fewer errors average out there.
         assert limits["well"] <= 2 * well, case
-        limits = spectra.limits(*case, spectra.REQUIRED_FROM)
-        assert limits["well"] <= well, case
 
 
 class TestRefused:
@@ -118,8 +122,8 @@ class TestRefused:
         stack, rows = spectra.stack(32, 128, 0, 0), COEFFICIENTS[name].schedule()
         y = run(jnp.asarray(stack.x), "gram", rows, BFLOAT16, xla, ())
         reference = oracles.chain(stack.x, rows)
-        errors = map(oracles.relative_error, y, reference)
-        assert not max(errors) <= 0.5  # one to 1e35, or NaN
+        errors = list(map(oracles.relative_error, y, reference))
+        assert not np.max(errors) <= 0.5  # one to 1e35, or NaN
 
 
 @pytest.mark.parametrize(
@@ -138,8 +142,7 @@ def test_exact_methods_in_float32(exact):
     stack = spectra.stack(*SHAPES[1], 0)
     x = stack.x[stack.well_conditioned]
     y, reference = orthogonalize(jnp.asarray(x), exact), oracles.polar(x)
-    worst = max(map(oracles.relative_error, y, reference))
-    assert worst < 1e-5
+    assert all(e < 1e-5 for e in map(oracles.relative_error, y, reference))
 
 
 @pytest.mark.usefixtures("x64")

@@ -99,3 +99,12 @@ def test_results_are_those_of_the_committed_comparison(monkeypatch):
 
     results = json.loads((folder / "results" / "compare.json").read_text())
     assert f"```\n{compare.table(results['rows'])}\n```" in section("Two commands")
+
+
+@pytest.mark.usefixtures("benchmark_modules")
+def test_speed_is_that_of_the_committed_benchmark():
+    import report
+
+    results = ROOT / "benchmarks" / "results" / "cpu.json"
+    table = report.markdown(json.loads(results.read_text()))
+    assert f"\n\n{table}\n\n" in section("Orthogonalization")

@@ -104,7 +104,10 @@ def test_compiled_products_depend_on_shapes_alone():
 
 
 def kernels(layers):
-    """The fusions of an update that differ in more than names: each is compiled."""
+    """The fusions of an update that differ in more than names: each is compiled.
+
+    Those that fill a whole stack do differ, but there is one of them a stack.
+    """
     text = compiled(scale_by_muon(), gpt(layers, 16)).as_text()
     bodies = re.findall(r"^%fused_computation[^{]*{\n(.*?)^}", text, re.M | re.S)
     anonymous = (re.sub(r", metadata=\{[^}]*\}|%[\w.-]+", "", b) for b in bodies)

@@ -47,6 +47,11 @@ def product(
     return weighted_sum((1.0, dot(s, x)), *plus)
 
 
+def shifted(s: Float[Array, "*batch n n"], a: Scalar) -> Float[Array, "*batch n n"]:
+    """s + a I."""
+    return s + a * jnp.eye(s.shape[-1], dtype=s.dtype)
+
+
 def dot(
     x: Float[Array, "*batch i j"],
     y: Float[Array, "*batch k l"],
