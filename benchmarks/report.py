@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 import peers
-from claims import claims
-from shapes import Plan, plan
+from claims import claims, divided
+from shapes import Case, Plan, plan
 
 MISSING = "not measured"
 
@@ -149,33 +149,41 @@ def claim_rows(document: dict) -> list[tuple]:
 
 
 def markdown(document: dict) -> str:
-    """The README's table: updates by us and by the peers in our dtype, and memory."""
-    platform = document["environment"]["platform"]
-    results = document["results"]
-    found = []
-    for mine, rivals in peers.matches(platform):
-        same = [one for one in rivals if one.comparable]
-        heads = [f"{one.name} / {mine.name}" for one in same]
-        heads += [f"{mine.name} / limit"]
-        found.append(("matrices of", f"{mine.name}, ms", *heads, "memory / optax's"))
-        found.append(("---",) * len(found[0]))
-        for case in plan(platform, smoke=document["smoke"]).cases:
-            row = results.get("update", {}).get(case.name, {})
-            memory = results.get("memory", {}).get(case.name, {}).get("programs", {})
-            temp = [
-                memory.get(one.name, {}).get("temp_bytes")
-                for one in (mine, *same)
-                if isinstance(one, peers.JaxContestant)
-            ]
-            found.append(
-                (
-                    case.name.replace("_", " "),
-                    spread(row.get("seconds", {}).get(mine.name), 1e3)[0],
-                    *(spread(row.get("ratios", {}).get(head))[0] for head in heads),
-                    MISSING if None in temp else number(temp[0] / temp[1]),
-                )
-            )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in found)
+    """The README's tables: updates by us and by the peers in our dtype, and memory."""
+    here = document["environment"]
+    cases = plan(here["platform"], smoke=document["smoke"]).cases
+    tables = []
+    for mine, rivals in peers.matches(here["platform"]):
+        peer = next(one for one in rivals if isinstance(one, peers.JaxContestant))
+        ratios = [f"{one.name} / {mine.name}" for one in rivals if one.comparable]
+        ratios.append(f"{mine.name} / limit")
+        header = ("matrices of", f"{mine.name}, ms", *ratios, "memory / optax's")
+        rows = [header, ("---",) * len(header)]
+        rows += [
+            markdown_row(case, mine, peer, ratios, document["results"])
+            for case in cases
+        ]
+        tables.append("\n".join(f"| {' | '.join(cells)} |" for cells in rows))
+    return "\n\n".join(tables)
+
+
+def markdown_row(
+    case: Case,
+    mine: peers.JaxContestant,
+    peer: peers.JaxContestant,
+    ratios: list[str],
+    results: dict,
+) -> tuple[str, ...]:
+    """Our time, the ratios, and our temporary memory by the peer's."""
+    update = results.get("update", {}).get(case.name, {})
+    memory = results.get("memory", {}).get(case.name, {}).get("programs", {})
+    temp = [memory.get(one.name, {}).get("temp_bytes") for one in (mine, peer)]
+    return (
+        case.name.replace("_", " "),
+        spread(update.get("seconds", {}).get(mine.name), 1e3)[0],
+        *(spread(update.get("ratios", {}).get(ratio))[0] for ratio in ratios),
+        number(divided(*temp)) or MISSING,
+    )
 
 
 def spread(found: dict | None, unit: float = 1.0) -> tuple[str, str, str]:

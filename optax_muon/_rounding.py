@@ -6,19 +6,18 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from optax_muon._cost import cycles
 from optax_muon._polynomials import Row, bounds, evaluate, margin, thresholds
 
 # Beyond this index of `overshoot`, rounding showed on hard spectra.
 OVERSHOOT_LIMIT = 1.15
 
 
-def noise_growth(rows: tuple[Row, ...], restarts: tuple[int, ...] = ()) -> float:
-    """How much the rounding of R in a cycle has grown when R is last used, at worst.
+def noise_growth(cycle: tuple[Row, ...]) -> float:
+    """How much the rounding of R has grown when a cycle last uses R, at worst.
 
     A step multiplies R's eigenvalues near zero, be they noise, by a^2.
     """
-    return max(_growth(rows[i:j]) for i, j in cycles(restarts, len(rows)))
+    return math.prod(max(a * a, 1.0) for a, _, _ in cycle[:-1])
 
 
 def noise_limit(dtype: np.dtype) -> float:
@@ -89,7 +88,7 @@ def safe_restarts(rows: tuple[Row, ...], dtype: np.dtype) -> tuple[int, ...]:
             count, worst, before = best[start]
             if safe(start, stop):
                 restarts = (*before, start - 1) if start else ()
-                growth = max(worst, _growth(rows[start:stop]))
+                growth = max(worst, noise_growth(rows[start:stop]))
                 options.append((count + 1, growth, restarts))
         best.append(min(options))
     return best[-1][2]
@@ -99,7 +98,7 @@ def unsafe_cycle(
     rows: tuple[Row, ...], start: int, stop: int, dtype: np.dtype
 ) -> str | None:
     """Why `dtype` does not bear a cycle; None if it does."""
-    growth, limit = _growth(rows[start:stop]), noise_limit(dtype)
+    growth, limit = noise_growth(rows[start:stop]), noise_limit(dtype)
     if growth > limit:
         return (
             f"rounding noise in X X^T grows {growth:.3g} times within a cycle, {dtype} "
@@ -130,7 +129,3 @@ def slope_limit(dtype: np.dtype) -> float:
     0.04; in float16 0.05 at 69000.
     """
     return 64 / float(jnp.finfo(dtype).eps)
-
-
-def _growth(rows: tuple[Row, ...]) -> float:
-    return math.prod(max(a * a, 1.0) for a, _, _ in rows[:-1])

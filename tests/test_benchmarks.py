@@ -214,6 +214,7 @@ def test_every_platform_has_all_its_claims():
         assert {claim.verdict for claim in found} == {"not measured"}
         assert count == len(found)
         assert ("llama" in report.render(document)) == (platform == "gpu")
+        assert ("llama" in report.markdown(document)) == (platform == "gpu")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
