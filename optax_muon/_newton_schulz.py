@@ -153,6 +153,8 @@ def _rounded(tree: Any, dtype: jnp.dtype) -> Any:
     low = jnp.finfo(dtype)
 
     def rounded(array: Array) -> Array:
+        if array.dtype == dtype:  # rounding that changes nothing would cost a copy
+            return array
         # Not for float16, whose subnormal numbers it would flush to zero.
         if low.nexp == jnp.finfo(array.dtype).nexp:
             array = lax.reduce_precision(array, low.nexp, low.nmant)
