@@ -3,10 +3,16 @@
 The pipeline, in the order of the code:
 
     gradient -> route (_routing, _resolution) -> momentum (_momentum)
-      -> [ view as matrices -> stack (_stacking) -> orthogonalize (_orthogonalize)
-           -> unstack (_splitting) -> normalize neurons (_normalize)
-           -> scale by shape (_scaling) ]
+      -> [ view as matrices (_placement) -> stack (_stacking)
+           -> move shards to owners (_exchange) -> orthogonalize (_orthogonalize)
+           -> move back (_exchange) -> unstack (_splitting)
+           -> normalize neurons (_normalize) -> scale by shape (_scaling) ]
       -> decay (_decay) -> learning rate -> update
+
+of shards, before anything is moved:
+
+    argument or types (_sharding, _shardings_of) -> placement of a matrix (_placement)
+      -> who does what (_division)
 
 and of orthogonalization by Newton-Schulz:
 
@@ -42,6 +48,8 @@ from optax_muon._routing import flax_matrix_axes as flax_matrix_axes
 from optax_muon._routing import stacked as stacked
 from optax_muon._scaling import scale_by_shape as scale_by_shape
 from optax_muon._shampoo import scale_by_shampoo as scale_by_shampoo
+from optax_muon._sharding import KeepOut as KeepOut
+from optax_muon._shardings_of import shardings_of as shardings_of
 
 # For documentation tools and `from optax_muon import *`: the names above.
 __all__ = [name for name in dir() if not name.startswith("_")]

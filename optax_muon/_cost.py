@@ -6,6 +6,19 @@ of its own but for the identity in its polynomial.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Work(NamedTuple):
+    """What a device does for one matrix that it has, or has some columns of.
+
+    Attributes:
+      flops: of products.
+      reductions: how many n x n matrices are summed over the devices that share it.
+    """
+
+    flops: float
+    reductions: int = 0
 
 
 def cycles(restarts: tuple[int, ...], steps: int) -> Iterator[tuple[int, int]]:
@@ -27,7 +40,7 @@ def direct_flops(n: int, m: int, steps: int, half: float = 1.0) -> float:
     return 2 * steps * (half * (n * n * m + n**3) + n * n * m)
 
 
-def gram_flops(n: int, m: int, steps: int, restarts: tuple[int, ...]) -> int:
+def gram_flops(n: int, m: float, steps: int, restarts: tuple[int, ...]) -> float:
     """FLOPs of `steps` Gram steps on one matrix n x m, n <= m.
 
     >>> gram_flops(10, 40, 5, (1,)) // 10**3  # 8 T - 6 + 4 alpha + r (4 alpha - 6)

@@ -10,18 +10,22 @@ import optax
 
 from optax_muon import _checks
 from optax_muon._alike import check_alike
-from optax_muon._momentum import MOMENTUM_FORMS, accumulate, momentum_weights
-from optax_muon._orthogonalize import (
-    OrthogonalizerLike,
-    check_orthogonalizer,
-    orthogonalize,
+from optax_muon._layout import Layout
+from optax_muon._momentum import (
+    MOMENTUM_FORMS,
+    Weights,
+    accumulate,
+    momentum_weights,
 )
-from optax_muon._orthogonalizers import NewtonSchulz, Orthogonalizer
-from optax_muon._resolution import MatrixAxesLike, matrix_views
-from optax_muon._routing import MatrixView
+from optax_muon._orthogonalize import OrthogonalizerLike, as_orthogonalizer
+from optax_muon._orthogonalizer import Orthogonalizer
+from optax_muon._orthogonalizers import NewtonSchulz
+from optax_muon._placement import PlacedView, placed_views
+from optax_muon._polar_factors import polar_factors
+from optax_muon._resolution import MatrixAxesLike
 from optax_muon._scaling import ScaleRule, as_scale_rule, scale_factor
 from optax_muon._serialization import register_state
-from optax_muon._stacking import map_stacks
+from optax_muon._sharding import ShardingLike
 
 
 # Not mappable: chex's default would make it a Mapping that unpacks to field names.
@@ -48,6 +52,7 @@ def scale_by_muon(
     orthogonalizer: OrthogonalizerLike = NewtonSchulz(),
     scale: str | ScaleRule | None = "width",
     matrix_axes: MatrixAxesLike = None,
+    sharding: ShardingLike = None,
 ) -> optax.GradientTransformation:
     """Momentum orthogonalized by Newton-Schulz, for trees of matrices.
 
@@ -73,6 +78,13 @@ def scale_by_muon(
       matrix_axes: which axes of a leaf form its matrix: a rule
         (path, leaf) -> MatrixAxes, a tree (or tree prefix) of MatrixAxes, or None for
         `flax_matrix_axes`. Every leaf must be a matrix; `muon` routes the others.
+      sharding: how the parameters lie on a mesh, so that matrices move to their owners
+        and back instead of being gathered in every product: a tree (or tree prefix) of
+        NamedSharding, or of PartitionSpec under the mesh in context; see
+        `shardings_of`. Mesh axes that hold copies share the work; `KeepOut` excepts
+        them. None reads the types, where axes are Explicit: on a mesh of Auto axes
+        nothing tells, and the compiler decides. Inside a user's own `jax.shard_map`,
+        specs say what the shards are of.
 
     Returns:
       A transformation whose state is a `MuonState`. Updates have the dtype and shape of
@@ -96,32 +108,38 @@ def scale_by_muon(
     _checks.check_scalar("momentum", momentum, low=0.0, below=1.0)
     _checks.check_bool("nesterov", nesterov)
     _checks.check_choice("momentum_form", momentum_form, MOMENTUM_FORMS)
-    check_orthogonalizer(orthogonalizer)
+    configuration = as_orthogonalizer(orthogonalizer)
     stored_dtype = _checks.float_dtype("momentum_dtype", momentum_dtype)
     scale_rule = as_scale_rule(scale)
 
+    def placed(tree: Any) -> tuple[Layout, tuple[PlacedView, ...]]:
+        return placed_views(tree, matrix_axes, sharding, "scale_by_muon")
+
     def init(params: Any) -> Any:
-        matrix_views(params, matrix_axes, "scale_by_muon")
+        layout, _ = placed(params)
+        zeros = optax.tree.zeros_like(params, dtype=stored_dtype)
+        leaves, treedef = jax.tree.flatten(zeros)
         return MuonState(
             count=jnp.zeros([], jnp.int32),
-            momentum=optax.tree.zeros_like(params, dtype=stored_dtype),
+            momentum=jax.tree.unflatten(treedef, layout.constrain(leaves)),
         )
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         check_alike("scale_by_muon", updates, state.momentum)
-        views = matrix_views(updates, matrix_axes, "scale_by_muon")
+        layout, views = placed(updates)
         gradients, treedef = jax.tree.flatten(updates)
         traces, trace_treedef = jax.tree.flatten(state.momentum)
         steps, traces = _step(
             gradients,
             traces,
             momentum(state.count) if callable(momentum) else momentum,
+            layout=layout,
             views=views,
             form=momentum_form,
             nesterov=nesterov,
-            orthogonalizer=orthogonalizer,
-            factors=tuple(scale_factor(scale_rule, *view.fans) for view in views),
+            orthogonalizer=configuration,
+            factors=tuple(scale_factor(scale_rule, *v.whole.fans) for v in views),
         )
         return jax.tree.unflatten(treedef, steps), MuonState(
             count=optax.safe_increment(state.count),
@@ -135,37 +153,45 @@ def scale_by_muon(
 # optax.inject_hyperparams builds a new one at every step.
 @partial(
     jax.jit,
-    static_argnames=("views", "form", "nesterov", "orthogonalizer", "factors"),
+    static_argnames=(
+        "layout",
+        "views",
+        "form",
+        "nesterov",
+        "orthogonalizer",
+        "factors",
+    ),
 )
 def _step(
     gradients: list[jax.Array],
     traces: list[jax.Array],
     mu: jax.typing.ArrayLike,
     *,
-    views: tuple[MatrixView, ...],
+    layout: Layout,
+    views: tuple[PlacedView, ...],
     form: str,
     nesterov: bool,
-    orthogonalizer: OrthogonalizerLike,
+    orthogonalizer: Orthogonalizer,
     factors: tuple[float, ...],
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The step and the new trace of every leaf."""
+
+    def on_one_device(
+        gradients: list[jax.Array], traces: list[jax.Array], weights: Weights
+    ) -> tuple[list[jax.Array], list[jax.Array]]:
+        new = [
+            accumulate(g, m, weights, nesterov=nesterov)
+            for g, m in zip(gradients, traces, strict=True)
+        ]
+        polar = polar_factors([d for _, d in new], views, orthogonalizer)
+        steps = [
+            (p if factor == 1 else factor * p).astype(g.dtype)
+            for factor, p, g in zip(factors, polar, gradients, strict=True)
+        ]
+        return steps, [trace for trace, _ in new]
+
     weights = momentum_weights(mu, form)
-    new = [
-        accumulate(g, m, weights, nesterov=nesterov)
-        for g, m in zip(gradients, traces, strict=True)
-    ]
-    polar = map_stacks(
-        partial(orthogonalize, orthogonalizer=orthogonalizer),
-        [direction for _, direction in new],
-        views,
-        # A user's function may tell fan-in from fan-out; ours treat both alike.
-        either_orientation=isinstance(orthogonalizer, Orthogonalizer),
-    )
-    steps = [
-        (p if factor == 1 else factor * p).astype(g.dtype)
-        for factor, p, g in zip(factors, polar, gradients, strict=True)
-    ]
-    return steps, [trace for trace, _ in new]
+    return layout.on_shards(on_one_device, gradients, traces, rest=weights)
 
 
 def find_state(opt_state: Any) -> MuonState:

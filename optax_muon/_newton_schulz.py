@@ -18,22 +18,32 @@ from optax_muon._cost import cycles
 from optax_muon._polynomials import Row
 
 
-def normalize(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
+def normalize(
+    x: Float[Array, "*batch m n"], column_axes: tuple[str, ...] = ()
+) -> Float[Array, "*batch m n"]:
     """x / ||x||_F in the accumulation dtype, exact for any magnitude; 0 stays 0.
 
     An exact power of two first brings the largest entry into [1, 2), so that squares
     neither overflow nor vanish; then the norm is at least 1 unless x is 0, and no
     epsilon is needed.
+
+    Args:
+      x: matrices, or on each device some columns of them.
+      column_axes: the mesh axes that columns lie along, inside `jax.shard_map`.
     """
     x = widen(x)
     largest = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
+    if column_axes:
+        largest = lax.pmax(largest, column_axes)
     _, exponent = jnp.frexp(largest)  # largest = f 2^exponent, f in [1/2, 1)
     # Powers of two outside the normal numbers would be flushed to zero.
     smallest = jnp.finfo(x.dtype).minexp
     exponent = jnp.clip(1 - exponent, smallest, -smallest)
     x = x * jnp.ldexp(jnp.ones_like(largest), exponent)
-    norm = jnp.sqrt(jnp.sum(x * x, axis=(-2, -1), keepdims=True))
-    return x / jnp.maximum(norm, 1)
+    squares = jnp.sum(x * x, axis=(-2, -1), keepdims=True)
+    if column_axes:
+        squares = lax.psum(squares, column_axes)
+    return x / jnp.maximum(jnp.sqrt(squares), 1)
 
 
 def direct(
@@ -71,6 +81,7 @@ def gram(
     restarts: tuple[int, ...],
     dtype: jnp.dtype,
     products: ModuleType,
+    column_axes: tuple[str, ...] = (),
 ) -> Float[Array, "*batch n m"]:
     """Cycles of steps on R = X X^T alone; each ends with X <- (q I + Q) X.
 
@@ -93,20 +104,29 @@ def gram(
         good; X and R are not, or where few entries matter, rounding them would change
         small singular values by more than their own size.
       products: a module of `optax_muon._products`.
+      column_axes: the mesh axes that columns lie along, inside `jax.shard_map`: each
+        cycle then sums R over them once, and all else stays on the device.
     """
     table = _table(rows, dtype)
     x = products.split(x)
     for start, stop in cycles(restarts, len(rows)):
         low = _rounded(x, dtype)
-        scalar, q = _cycle(low, table[start:stop], dtype, products)
+        r = products.gram(low)
+        if column_axes:
+            r = lax.psum(r, column_axes)
+        scalar, q = _cycle(r, table[start:stop], dtype, products)
         x = products.product(q, low, plus=[(scalar, x)])
     return products.join(x)
 
 
 def _cycle(
-    x: Any, table: Float[Array, "steps 3"], dtype: jnp.dtype, products: ModuleType
+    r: Any, table: Float[Array, "steps 3"], dtype: jnp.dtype, products: ModuleType
 ) -> tuple[Float[Array, ""], Any]:
-    """(q, Q) with (q I + Q) X = p_T(... p_1(X)), the polynomials being the table's."""
+    """(q, Q) with (q I + Q) X = p_T(... p_1(X)), the polynomials being the table's.
+
+    Args:
+      r: X X^T, in the accumulation dtype.
+    """
     low = dtype.itemsize < 4
 
     def times(s: Any, t: Any, **epilogue: Any) -> Any:
@@ -136,7 +156,6 @@ def _cycle(
         return r, p, a * scalar, q
 
     a, b, c = table[0]
-    r = products.gram(x)
     p = polynomial(r, b, c)
     if len(table) == 1:
         return a, p

@@ -1,5 +1,6 @@
 """Normalization of output neurons after orthogonalization (NorMuon)."""
 
+import dataclasses
 from typing import Any
 
 import chex
@@ -10,9 +11,12 @@ import optax
 from optax_muon import _checks
 from optax_muon._alike import check_alike
 from optax_muon._casts import at_least_float32, widen
-from optax_muon._resolution import MatrixAxesLike, matrix_views
+from optax_muon._layout import Layout, Spec
+from optax_muon._placement import PlacedView, placed_views
+from optax_muon._resolution import MatrixAxesLike
 from optax_muon._routing import MatrixView
 from optax_muon._serialization import register_state
+from optax_muon._sharding import ShardingLike
 
 
 @register_state
@@ -28,7 +32,10 @@ class NeuronState:
 
 
 def normalize_neurons(
-    beta2: float = 0.95, *, matrix_axes: MatrixAxesLike = None
+    beta2: float = 0.95,
+    *,
+    matrix_axes: MatrixAxesLike = None,
+    sharding: ShardingLike = None,
 ) -> optax.GradientTransformation:
     """Divide each output neuron by its running RMS; keep each matrix's Frobenius norm.
 
@@ -44,6 +51,8 @@ def normalize_neurons(
     Args:
       beta2: decay of the second moment, in [0, 1); 0 equalises the neurons' norms.
       matrix_axes: as in `scale_by_muon`; pass the same there and here.
+      sharding: likewise; it matters inside a user's own `jax.shard_map` alone, where
+        it tells over which mesh axes a matrix is to be summed.
 
     Returns:
       A transformation whose state is a `NeuronState`, at least float32.
@@ -60,31 +69,42 @@ def normalize_neurons(
     """
     _checks.check_coefficient("beta2", beta2)
 
+    def placed(tree: Any) -> tuple[Layout, tuple[PlacedView, ...]]:
+        return placed_views(tree, matrix_axes, sharding, "normalize_neurons")
+
     def init(params: Any) -> Any:
+        _, views = placed(params)
         leaves, treedef = jax.tree.flatten(params)
-        views = matrix_views(params, matrix_axes, "normalize_neurons")
         moments = [
-            jnp.zeros(view.neurons_shape, at_least_float32(leaf.dtype))
+            # A sum of zeros, because it is sharded as the leaf is.
+            jnp.zeros_like(leaf, dtype=at_least_float32(leaf.dtype)).sum(
+                view.whole.fan_in_axes, keepdims=True
+            )
             for leaf, view in zip(leaves, views, strict=True)
         ]
         return NeuronState(second_moment=jax.tree.unflatten(treedef, moments))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        views = matrix_views(updates, matrix_axes, "normalize_neurons")
+        layout, views = placed(updates)
+        leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
         check_alike(
             "normalize_neurons",
             updates,
             state.second_moment,
-            [view.neurons_shape for view in views],
+            [
+                dataclasses.replace(view.whole, shape=leaf.shape).neurons_shape
+                for leaf, view in zip(leaves, views, strict=True)
+            ],
         )
-        leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
         moments, moment_treedef = jax.tree.flatten(
             jax.tree.map(widen, state.second_moment)
         )
         new = [
-            _normalize(leaf, moment, beta2, view)
-            for leaf, moment, view in zip(leaves, moments, views, strict=True)
+            _normalize(leaf, moment, beta2, view.whole, layout.entered(index))
+            for index, (leaf, moment, view) in enumerate(
+                zip(leaves, moments, views, strict=True)
+            )
         ]
         return jax.tree.unflatten(treedef, [leaf for leaf, _ in new]), NeuronState(
             second_moment=jax.tree.unflatten(moment_treedef, [v for _, v in new])
@@ -94,18 +114,27 @@ def normalize_neurons(
 
 
 def _normalize(
-    leaf: jax.Array, moment: jax.Array, beta2: jax.typing.ArrayLike, view: MatrixView
+    leaf: jax.Array,
+    moment: jax.Array,
+    beta2: jax.typing.ArrayLike,
+    view: MatrixView,
+    entered: Spec,
 ) -> tuple[jax.Array, jax.Array]:
     if leaf.size == 0:
         return leaf, moment
+
+    def total(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        """Of the whole leaf, also where this device has a shard of it."""
+        over = tuple(name for axis in axes for name in entered[axis])
+        x = x.sum(axes, keepdims=True)
+        return jax.lax.psum(x, over) if over else x
+
     wide = leaf.astype(moment.dtype)
-    power = jnp.mean(wide**2, axis=view.fan_in_axes, keepdims=True)
+    power = total(wide**2, view.fan_in_axes) / max(view.fans[0], 1)
     moment = jnp.asarray(beta2 * moment + (1 - beta2) * power, moment.dtype)
     # A neuron that never moved has v = 0 and an update of 0, and keeps it.
     normalized = wide / jnp.sqrt(jnp.where(moment > 0, moment, 1))
     matrix = view.fan_in_axes + view.fan_out_axes
-    before, after = (
-        jnp.sqrt(jnp.sum(x**2, axis=matrix, keepdims=True)) for x in (wide, normalized)
-    )
+    before, after = (jnp.sqrt(total(x**2, matrix)) for x in (wide, normalized))
     rescaled = normalized * (before / jnp.where(after > 0, after, 1))
     return rescaled.astype(leaf.dtype), moment

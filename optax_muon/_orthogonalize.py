@@ -1,21 +1,41 @@
 """orthogonalize: the polar factor of matrices, by a configuration or a function."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from optax_muon import _checks
-from optax_muon._orthogonalizers import NewtonSchulz, Orthogonalizer
+from optax_muon._orthogonalizer import Orthogonalizer
+from optax_muon._orthogonalizers import NewtonSchulz
 
 OrthogonalizerLike = Orthogonalizer | Callable[[jax.Array], jax.Array]
 
 
-def check_orthogonalizer(orthogonalizer: Any) -> None:
-    """Raise unless `orthogonalizer` is a configuration or a function."""
+@dataclasses.dataclass(frozen=True)
+class UserFunction(Orthogonalizer):
+    """A user's own function from [..., m, n] to [..., m, n]."""
+
+    either_orientation: ClassVar[bool] = False  # it may tell fan-in from fan-out
+
+    function: Callable[[jax.Array], jax.Array]
+
+    def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
+        result = self.function(x)
+        if jnp.shape(result) != x.shape:
+            raise ValueError(
+                f"orthogonalizer={self.function!r} returned shape {jnp.shape(result)} "
+                f"for matrices of shape {x.shape}; it must keep the shape."
+            )
+        return jnp.asarray(result)
+
+
+def as_orthogonalizer(orthogonalizer: Any) -> Orthogonalizer:
+    """The configuration itself, or a function as one; all else raises."""
     if isinstance(orthogonalizer, type) or not (
         isinstance(orthogonalizer, Orthogonalizer) or callable(orthogonalizer)
     ):
@@ -29,6 +49,9 @@ def check_orthogonalizer(orthogonalizer: Any) -> None:
             f"orthogonalizer={orthogonalizer!r} cannot be hashed, but it selects the "
             "program that is compiled; pass a plain function, or define __hash__."
         )
+    if isinstance(orthogonalizer, Orthogonalizer):
+        return orthogonalizer
+    return UserFunction(orthogonalizer)
 
 
 def orthogonalize(
@@ -54,7 +77,7 @@ def orthogonalize(
     [[ 1.  0.]
      [ 0. -1.]]
     """
-    check_orthogonalizer(orthogonalizer)
+    configuration = as_orthogonalizer(orthogonalizer)
     x = jnp.asarray(x)
     if x.dtype.name not in _checks.FLOATS:
         raise TypeError(
@@ -69,19 +92,11 @@ def orthogonalize(
         )
     if x.size == 0:
         return x
-    return _polar(x, orthogonalizer)
+    return _polar(x, configuration)
 
 
 @partial(jax.jit, static_argnums=1)  # so that calls outside jit compile once
 def _polar(
-    x: Float[Array, "*batch m n"], orthogonalizer: OrthogonalizerLike
+    x: Float[Array, "*batch m n"], orthogonalizer: Orthogonalizer
 ) -> Float[Array, "*batch m n"]:
-    if isinstance(orthogonalizer, Orthogonalizer):
-        return orthogonalizer.polar_factor(x).astype(x.dtype)
-    result = orthogonalizer(x)
-    if jnp.shape(result) != x.shape:
-        raise ValueError(
-            f"orthogonalizer={orthogonalizer!r} returned shape {jnp.shape(result)} for "
-            f"matrices of shape {x.shape}; it must keep the shape."
-        )
-    return jnp.asarray(result).astype(x.dtype)
+    return orthogonalizer.polar_factor(x).astype(x.dtype)

@@ -4,7 +4,6 @@ A configuration is frozen, hashable, picklable, and not callable, because
 `optax.inject_hyperparams` takes every callable argument for a schedule.
 """
 
-import abc
 import dataclasses
 import numbers
 from collections.abc import Callable
@@ -13,24 +12,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from optax_muon import _checks, _exact
 from optax_muon._casts import at_least_float32
-from optax_muon._choice import AUTO, GRAM, METHODS, Choice, check_gram, choose
+from optax_muon._choice import (
+    AUTO,
+    DIRECT,
+    GRAM,
+    METHODS,
+    Choice,
+    check_gram,
+    choose,
+    gram_hazard,
+)
 from optax_muon._coefficients import as_table
+from optax_muon._cost import Work, gram_flops
 from optax_muon._newton_schulz import direct, gram, normalize
+from optax_muon._orthogonalizer import Orthogonalizer
 from optax_muon._polynomials import Row, check_rows
 from optax_muon._stacking import in_chunks, one_by_one
-
-
-class Orthogonalizer(abc.ABC):
-    """How to find the polar factor U V^T of every matrix U S V^T in a stack."""
-
-    @abc.abstractmethod
-    def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
-        """The (approximate) polar factors; in any real dtype, zeros give zeros."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +107,54 @@ restarts=None)
 
     def choice(self, shape: tuple[int, ...], dtype: Any, platform: str) -> Choice:
         """What runs for matrices [..., m, n] of `dtype` on "cpu", "gpu" or "tpu"."""
-        on_cpu = at_least_float32(dtype)
-        elsewhere = on_cpu if on_cpu == jnp.float64 else jnp.dtype(jnp.bfloat16)
         return choose(
             shape,
             self.rows,
-            self.dtype or (on_cpu if platform == "cpu" else elsewhere),
+            self._operands(dtype, platform),
             method=self.method,
+            restarts=self.restarts,
+            platform=platform,
+        )
+
+    def travel_dtype(self, dtype: np.dtype, platform: str) -> np.dtype:
+        # Its exponents are those of float32; float16 would need scaling first.
+        narrow = self._operands(dtype, platform) == jnp.bfloat16
+        return jnp.dtype(jnp.bfloat16) if narrow else dtype
+
+    def work(
+        self, shape: tuple[int, int], devices: int, dtype: np.dtype, platform: str
+    ) -> Work | None:
+        if devices == 1:
+            return Work(self.choice(shape, dtype, platform).flops)
+        choice = self._choice_of_columns(shape, dtype, platform)
+        if choice is None:
+            return None
+        n, m = sorted(shape)
+        flops = gram_flops(n, m / devices, len(self.rows), choice.restarts)
+        return Work(flops, reductions=len(choice.restarts) + 1)
+
+    def polar_factor_of_columns(
+        self, x: Float[Array, "*batch n l"], axes: tuple[str, ...], platform: str
+    ) -> Float[Array, "*batch n l"]:
+        choice = self._choice_of_columns(x.shape, x.dtype, platform)
+        assert choice is not None  # `work` said so
+        dtype = x.dtype
+        x = normalize(x, axes).astype(at_least_float32(choice.dtype))
+        x = gram(x, self.rows, choice.restarts, choice.dtype, choice.module, axes)
+        return x.astype(dtype)
+
+    def _choice_of_columns(
+        self, shape: tuple[int, ...], dtype: np.dtype, platform: str
+    ) -> Choice | None:
+        """The Gram form if it is allowed: only it leaves the long side alone."""
+        operands = self._operands(dtype, platform)
+        if self.method == DIRECT or gram_hazard(self.rows, operands) is not None:
+            return None
+        return choose(
+            shape,
+            self.rows,
+            operands,
+            method=GRAM,
             restarts=self.restarts,
             platform=platform,
         )
@@ -124,6 +168,12 @@ restarts=None)
             cpu=lambda x: one_by_one(on("cpu"), x),
             default=lambda x: in_chunks(on("gpu"), x),  # a TPU's choice is the same
         )
+
+    def _operands(self, dtype: Any, platform: str) -> np.dtype:
+        """The dtype of the products' operands."""
+        on_cpu = at_least_float32(dtype)
+        elsewhere = on_cpu if on_cpu == jnp.float64 else jnp.dtype(jnp.bfloat16)
+        return self.dtype or (on_cpu if platform == "cpu" else elsewhere)
 
     def _run(
         self, choice: Choice, x: Float[Array, "*batch m n"]

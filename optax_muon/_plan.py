@@ -2,14 +2,31 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from optax_muon import _checks
 from optax_muon._casts import at_least_float32
-from optax_muon._resolution import ADAM, MUON, MatrixAxesLike, Route, routes
+from optax_muon._exchange import Division
+from optax_muon._orthogonalize import OrthogonalizerLike, as_orthogonalizer
+from optax_muon._orthogonalizer import Orthogonalizer
+from optax_muon._orthogonalizers import NewtonSchulz
+from optax_muon._placement import PlacedView, place
+from optax_muon._polar_factors import division_of, traffic
+from optax_muon._resolution import (
+    ADAM,
+    MUON,
+    MatrixAxesLike,
+    MatrixRoute,
+    Route,
+    routes,
+)
 from optax_muon._scaling import ScaleRule, as_scale_rule, scale_factor
-from optax_muon._stacking import buckets
+from optax_muon._sharding import ShardingLike, read_layout
+from optax_muon._stacking import Stack, stacks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +62,33 @@ class PlanBucket:
       dtype: of the stack: the leaves' own, but at least float32.
       count: how many matrices there are.
       paths: the leaves they come from.
+      division: which mesh axes share the work: those in `stack` by matrices, those in
+        `long` by the columns of each; none without sharding.
+      own: how many matrices one device orthogonalizes, or its columns of so many.
+      bytes_sent: by one device in a step.
     """
 
     matrix: tuple[int, int]
     dtype: np.dtype
     count: int
     paths: tuple[str, ...]
+    division: Division
+    own: int
+    bytes_sent: float
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether devices share the work on it."""
+        return self.own < self.count or bool(self.division.column_axes)
+
+    def __str__(self) -> str:
+        name = f"{self.count} x {self.matrix[0]} x {self.matrix[1]} {self.dtype}"
+        if not self.is_divided:
+            return name
+        what = f"{self.own} a device"
+        if self.division.column_axes:
+            what += f", columns over {', '.join(self.division.column_axes)}"
+        return f"{name}: {what}, which sends {_bytes(self.bytes_sent)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,28 +115,32 @@ class Plan:
             lines.append(
                 f"  {name}: {_leaves(len(mine))}, {share:.1%} of the parameters"
             )
-        stacks = ", ".join(
-            f"{b.count} x {b.matrix[0]} x {b.matrix[1]} {b.dtype}" for b in self.buckets
-        )
-        lines.append(f"  stacks: {stacks or 'none'}")
-        return lines
+        if any(bucket.is_divided for bucket in self.buckets):
+            return [*lines, *(f"  stack: {bucket}" for bucket in self.buckets)]
+        stacks = ", ".join(map(str, self.buckets))
+        return [*lines, f"  stacks: {stacks or 'none'}"]
 
 
 def plan(
     params: Any,
     matrix_axes: MatrixAxesLike = None,
+    sharding: ShardingLike = None,
     *,
     scale: str | ScaleRule | None = "adam_rms",
+    orthogonalizer: OrthogonalizerLike = NewtonSchulz(),
+    platform: str | None = None,
 ) -> Plan:
     """How `muon` treats each leaf of `params`: `print` it before you train.
 
     Args:
       params: arrays, or anything with shape and dtype (from `jax.eval_shape`, say).
-      matrix_axes: as given to `muon`.
-      scale: as given to `muon`.
+      matrix_axes, sharding, scale, orthogonalizer: as given to `muon`.
+      platform: "cpu", "gpu" or "tpu", on which the devices' shares depend; None means
+        this process's default.
 
     Raises:
-      ValueError: as `muon(...).init`: lists every leaf that no rule decides.
+      ValueError: as `muon(...).init`: lists every leaf that no rule decides, or whose
+        sharding does not fit.
 
     >>> import jax.numpy as jnp
     >>> params = {"dense": {"kernel": jnp.ones((64, 256)), "bias": jnp.ones(256)}}
@@ -112,12 +154,36 @@ def plan(
       adamw: 1 leaf, 1.5% of the parameters
       stacks: 1 x 64 x 256 float32
     """
+    configuration = as_orthogonalizer(orthogonalizer)
+    platform = jax.default_backend() if platform is None else platform
+    _checks.check_choice("platform", platform, ("cpu", "gpu", "tpu"))
     decided = routes(params, matrix_axes)
+    layout = read_layout(params, sharding, "plan")
+    matrices = [
+        (MatrixRoute(route.path, route.shape, route.dtype, route.view), spec)
+        for route, spec in zip(decided, layout.specs, strict=True)
+        if route.view is not None
+    ]
+    views = place(
+        [route for route, _ in matrices],
+        [spec for _, spec in matrices],
+        layout,
+        "plan",
+    )
     rule = as_scale_rule(scale)
     total = sum(math.prod(route.shape) for route in decided)
+    grouped = stacks(
+        views,
+        # What is stacked is the momentum's direction, which is at least float32.
+        [at_least_float32(route.dtype) for route, _ in matrices],
+        either_orientation=configuration.either_orientation,
+    )
+    paths = [route.path for route, _ in matrices]
     return Plan(
         leaves=tuple(_leaf(route, rule, total) for route in decided),
-        buckets=_buckets([route for route in decided if route.view is not None]),
+        buckets=tuple(
+            _bucket(stack, views, paths, configuration, platform) for stack in grouped
+        ),
     )
 
 
@@ -135,18 +201,23 @@ def _leaf(route: Route, rule: ScaleRule | None, total: int) -> PlanLeaf:
     )
 
 
-def _buckets(matrices: list[Route]) -> tuple[PlanBucket, ...]:
-    views = [route.view for route in matrices if route.view is not None]
-    # What is stacked is the momentum's direction, which is at least float32.
-    grouped = buckets(views, [at_least_float32(route.dtype) for route in matrices])
-    return tuple(
-        PlanBucket(
-            matrix=(rows, columns),
-            dtype=dtype,
-            count=sum(views[i].matrices[0] for i in members),
-            paths=tuple(matrices[i].path for i in members),
-        )
-        for (rows, columns, dtype), members in grouped
+def _bucket(
+    stack: Stack,
+    views: Sequence[PlacedView],
+    paths: list[str],
+    orthogonalizer: Orthogonalizer,
+    platform: str,
+) -> PlanBucket:
+    batch, *matrix = stack.shape
+    division = division_of(stack, orthogonalizer, platform)
+    return PlanBucket(
+        matrix=(matrix[0], matrix[1]),
+        dtype=stack.dtype,
+        count=sum(views[i].whole.matrices[0] for i in stack.members),
+        paths=tuple(paths[i] for i in stack.members),
+        division=division,
+        own=-(-batch // division.stack.ways),
+        bytes_sent=traffic(stack, division, orthogonalizer, platform),
     )
 
 
@@ -165,3 +236,11 @@ def _row(leaf: PlanLeaf) -> tuple[str, ...]:
 def _line(row: tuple[str, ...], widths: list[int]) -> str:
     *cells, share = (cell.ljust(w) for cell, w in zip(row, widths, strict=True))
     return "  ".join([*cells, share.strip().rjust(widths[-1])])
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

@@ -14,6 +14,7 @@ from optax_muon._orthogonalize import OrthogonalizerLike
 from optax_muon._orthogonalizers import NewtonSchulz
 from optax_muon._resolution import ADAM, MUON, MatrixAxesLike, labels
 from optax_muon._scaling import ScaleRule, scale_by_shape
+from optax_muon._sharding import ShardingLike, keep_sharding
 
 
 def muon(
@@ -30,6 +31,7 @@ def muon(
     cautious: bool = False,
     weight_decay_mask: Any = None,
     matrix_axes: MatrixAxesLike = None,
+    sharding: ShardingLike = None,
     adam_learning_rate: _checks.ScalarOrSchedule | None = None,
     adam_b1: _checks.Scalar = 0.9,
     adam_b2: _checks.Scalar = 0.95,
@@ -57,6 +59,8 @@ def muon(
         leaves a leaf, of either optimizer, without decay.
       matrix_axes: a rule (path, leaf) -> MatrixAxes | None, a tree (or tree prefix) of
         MatrixAxes | None, or None for `flax_matrix_axes`. None sends a leaf to AdamW.
+      sharding: how all the parameters lie on a mesh, as in `scale_by_muon`; all moments
+        are then laid out likewise.
       adam_learning_rate: AdamW's own; None takes `learning_rate`.
       adam_b1, adam_b2, adam_eps: AdamW's decays and epsilon; it has no Nesterov term.
       adam_weight_decay: AdamW's own; None takes `weight_decay`.
@@ -101,9 +105,10 @@ def muon(
             orthogonalizer=orthogonalizer,
             scale=None,
             matrix_axes=matrix_axes,
+            sharding=sharding,
         ),
         optax.identity() if normalizer is None else normalizer,
-        scale_by_shape(scale, matrix_axes),
+        scale_by_shape(scale, matrix_axes, sharding),
         add_weight_decay(weight_decay, cautious=cautious, mask=weight_decay_mask),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -123,7 +128,12 @@ def muon(
         ),
     )
     routed = optax.partition(
-        {MUON: matrices, ADAM: checked_against_moments(float16_as_float32(others))},
+        {
+            MUON: matrices,
+            ADAM: keep_sharding(
+                checked_against_moments(float16_as_float32(others)), sharding, "muon"
+            ),
+        },
         lambda tree: labels(tree, matrix_axes),
     )
     return in_parameters_dtype(checked_against_parameters("muon", routed))

@@ -1,14 +1,13 @@
 """From a rule or a tree of axes to a decision for every leaf, or one error for all."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from optax_muon._by_path import MISSING, entries_by_path
 from optax_muon._routing import (
     MatrixAxes,
     MatrixView,
@@ -66,10 +65,17 @@ def labels(tree: Any, matrix_axes: MatrixAxesLike = None) -> Any:
     )
 
 
-def matrix_views(
+@dataclasses.dataclass(frozen=True)
+class MatrixRoute(Route):
+    """The decision for a leaf that Muon takes."""
+
+    view: MatrixView
+
+
+def matrix_routes(
     tree: Any, matrix_axes: MatrixAxesLike, transformation: str
-) -> tuple[MatrixView, ...]:
-    """The view of every leaf, for transformations that can only take matrices.
+) -> list[MatrixRoute]:
+    """The decision for each leaf, for transformations that can only take matrices.
 
     Raises:
       ValueError: as `routes`; or lists the leaves that are no matrices.
@@ -84,7 +90,11 @@ def matrix_views(
             f"{transformation}; or name their axes in matrix_axes, for example "
             "MatrixAxes(fan_in=0, fan_out=()) for a vector as one column."
         )
-    return tuple(r.view for r in decided if r.view is not None)
+    return [
+        MatrixRoute(r.path, r.shape, r.dtype, r.view)
+        for r in decided
+        if r.view is not None
+    ]
 
 
 def _view(rule: Rule, path: Path, leaf: jax.ShapeDtypeStruct) -> MatrixView | None:
@@ -141,57 +151,20 @@ def _as_rule(tree: Any, matrix_axes: MatrixAxesLike) -> Rule:
 
 
 def _rule_from_tree(tree: Any, axes_tree: Any) -> Rule:
-    """A rule that looks a leaf's path up in a tree of axes.
-
-    By path, not by structure: masks replace leaves, and NNX passes variables to `init`
-    but bare arrays to `update`.
-    """
-    entries = dict(_by_names(axes_tree, lambda x: x is None or _is_axes(x)))
-    bad = {
-        "/".join(k): v for k, v in entries.items() if v is not None and not _is_axes(v)
-    }
-    if bad:
-        raise TypeError(
-            f"matrix_axes holds leaves that are neither MatrixAxes nor None: {bad}."
-        )
-    known = [names for names, _ in _by_names(tree, _is_hole)]
-    unused = [
-        "/".join(entry)
-        for entry in entries
-        if not any(_nested(entry, names) for names in known)
-    ]
-    if unused and known:  # optax.tree.map_params calls init with an empty tree
-        raise ValueError(
-            f"matrix_axes names {unused}, which the parameters lack; it must be a tree "
-            "(or tree prefix) of MatrixAxes | None like the parameters."
-        )
+    """A rule that looks a leaf up in a tree of axes."""
+    entry_of = entries_by_path(
+        "matrix_axes",
+        "MatrixAxes",
+        tree,
+        axes_tree,
+        lambda x: isinstance(x, MatrixAxes),
+    )
 
     def rule(path: Path, leaf: Any) -> MatrixAxes | None:
         del leaf
-        names = path_names(path)
-        for length in range(len(names), -1, -1):
-            if names[:length] in entries:
-                return entries[names[:length]]
-        raise UndecidedLeafError("the tree matrix_axes has no entry for it")
+        entry = entry_of(path)
+        if entry is MISSING:
+            raise UndecidedLeafError("the tree matrix_axes has no entry for it")
+        return entry
 
     return rule
-
-
-def _by_names(
-    tree: Any, is_leaf: Callable[[Any], bool]
-) -> list[tuple[tuple[str, ...], Any]]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-    return [(path_names(path), leaf) for path, leaf in flat]
-
-
-def _is_axes(x: Any) -> bool:
-    return isinstance(x, MatrixAxes)
-
-
-def _is_hole(x: Any) -> bool:
-    return x is None or isinstance(x, optax.MaskedNode)
-
-
-def _nested(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    length = min(len(one), len(other))
-    return one[:length] == other[:length]

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_muon._resolution import MatrixAxesLike, matrix_views
+from optax_muon._placement import placed_views
+from optax_muon._resolution import MatrixAxesLike
+from optax_muon._sharding import ShardingLike
 
 ScaleRule = Callable[[int, int], float]
 
@@ -69,7 +71,9 @@ def scale_factor(rule: ScaleRule | None, fan_in: int, fan_out: int) -> float:
 
 
 def scale_by_shape(
-    rule: str | ScaleRule | None, matrix_axes: MatrixAxesLike = None
+    rule: str | ScaleRule | None,
+    matrix_axes: MatrixAxesLike = None,
+    sharding: ShardingLike = None,
 ) -> optax.GradientTransformation:
     """Multiply each leaf by a factor of its matrix's fan-in and fan-out. No state.
 
@@ -77,7 +81,8 @@ def scale_by_shape(
       rule: "width" sqrt(max(1, out/in)), "mup" sqrt(out/in), "adam_rms"
         0.2 sqrt(max(in, out)), "sqrt_max" sqrt(max(in, out)), or a function
         f(fan_in, fan_out) -> float. None changes nothing.
-      matrix_axes: as in `scale_by_muon`.
+      matrix_axes, sharding: as in `scale_by_muon`; the latter matters inside a user's
+        own `jax.shard_map` alone, where it tells the whole fan-in and fan-out.
 
     Returns:
       A transformation without state; updates keep shape and dtype.
@@ -93,15 +98,15 @@ def scale_by_shape(
     factor_of = as_scale_rule(rule)
 
     def init(params: Any) -> Any:
-        matrix_views(params, matrix_axes, "scale_by_shape")
+        placed_views(params, matrix_axes, sharding, "scale_by_shape")
         return optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         leaves, treedef = jax.tree.flatten(updates)
-        views = matrix_views(updates, matrix_axes, "scale_by_shape")
+        _, views = placed_views(updates, matrix_axes, sharding, "scale_by_shape")
         scaled = [
-            jnp.asarray(scale_factor(factor_of, *view.fans), leaf.dtype) * leaf
+            jnp.asarray(scale_factor(factor_of, *view.whole.fans), leaf.dtype) * leaf
             for leaf, view in zip(leaves, views, strict=True)
         ]
         return jax.tree.unflatten(treedef, scaled), state

@@ -12,7 +12,7 @@ from optax_muon._alike import check_alike
 from optax_muon._casts import widen
 from optax_muon._exact import exact_matmul, inverse_root
 from optax_muon._newton_schulz import normalize
-from optax_muon._resolution import MatrixAxesLike, matrix_views
+from optax_muon._resolution import MatrixAxesLike, matrix_routes
 from optax_muon._routing import MatrixView
 from optax_muon._serialization import register_state
 from optax_muon._stacking import as_matrices, from_matrices
@@ -69,7 +69,8 @@ def scale_by_shampoo(
     _checks.check_bool("accumulate", accumulate)
 
     def stacks(tree: Any) -> tuple[list[jax.Array], tuple[MatrixView, ...]]:
-        views = matrix_views(tree, matrix_axes, "scale_by_shampoo")
+        decided = matrix_routes(tree, matrix_axes, "scale_by_shampoo")
+        views = tuple(route.view for route in decided)
         leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
         return [as_matrices(x, v) for x, v in zip(leaves, views, strict=True)], views
 

@@ -1,13 +1,15 @@
 """Leaves <-> stacks [batch, n, m] of one shape, and loops over a stack.
 
-All matrices of one shape, in either orientation, and of one dtype form one stack,
-whichever leaf they come from: the compiled program grows with the number of shapes, not
-with the number of layers. A cap on a stack's bytes bounds the memory: there is one
-chain a shape, and one more for each further GiB of it.
+All matrices of one shape, in either orientation, of one dtype, and sharded in one way
+form one stack, whichever leaf they come from: the compiled program grows with the
+number of shapes, not with the number of layers. A cap on a stack's bytes on a device
+bounds the memory: there is one chain a shape, and one more for each further GiB of it.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from optax_muon._casts import at_least_float32
+from optax_muon._placement import PlacedView, Placement
 from optax_muon._routing import MatrixView
 from optax_muon._splitting import split
 
@@ -23,32 +26,59 @@ from optax_muon._splitting import split
 # times, and products of this size no longer gain from being more.
 MAX_STACK_BYTES = 2**30
 
-BucketKey = tuple[int, int, np.dtype]
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Matrices that go through one chain together.
+
+    Attributes:
+      shape: [batch, rows, columns]: the matrices' whole rows and columns, but of the
+        batch what one device has (shards of).
+      dtype: of the leaves.
+      placement: where shards of the matrices lie, as they are stacked.
+      members: indices of the leaves.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    placement: Placement
+    members: tuple[int, ...]
 
 
-def buckets(
-    views: Sequence[MatrixView],
+def stacks(
+    views: Sequence[PlacedView],
     dtypes: Sequence[np.dtype],
     *,
     either_orientation: bool = True,
     max_bytes: int = MAX_STACK_BYTES,
-) -> list[tuple[BucketKey, list[int]]]:
-    """Which leaves share a stack: ((rows, columns, dtype), indices of leaves) of each.
+) -> list[Stack]:
+    """Which leaves share a stack: those of one shape, dtype and placement.
 
     Args:
-      either_orientation: whether matrices that are taller than wide are transposed.
-      max_bytes: past this a stack is split between two leaves; one leaf never is.
+      either_orientation: whether matrices may be transposed, so that none is taller
+        than wide.
+      max_bytes: past this, on one device, a stack is split between two leaves; one leaf
+        never is.
     """
-    found: dict[BucketKey, list[int]] = {}
+    found: dict[Any, list[int]] = {}
     for index, (view, dtype) in enumerate(zip(views, dtypes, strict=True)):
-        fans = sorted(view.fans) if either_orientation else view.fans
-        found.setdefault((*fans, dtype), []).append(index)
+        turned = either_orientation and view.is_tall
+        fans, placement = view.whole.fans, view.placement
+        if turned:
+            fans, placement = fans[::-1], placement.turned
+        found.setdefault((fans, dtype, placement), []).append(index)
     sizes = [
-        view.size * dtype.itemsize for view, dtype in zip(views, dtypes, strict=True)
+        view.local.size * dtype.itemsize
+        for view, dtype in zip(views, dtypes, strict=True)
     ]
     return [
-        (key, part)
-        for key, members in found.items()
+        Stack(
+            (sum(views[i].local.matrices[0] for i in part), *fans),
+            dtype,
+            placement,
+            tuple(part),
+        )
+        for (fans, dtype, placement), members in found.items()
         for part in _under_the_cap(members, sizes, max_bytes)
     ]
 
@@ -67,29 +97,28 @@ def _under_the_cap(
     yield part
 
 
-def map_stacks(
+def through_stack(
     function: Callable[[jax.Array], jax.Array],
     leaves: Sequence[jax.Array],
-    views: Sequence[MatrixView],
+    views: Sequence[PlacedView],
     *,
     either_orientation: bool = True,
 ) -> list[jax.Array]:
-    """`function`, which keeps a stack's shape, applied once a stack of all leaves.
+    """`function`, which keeps a stack's shape, of all leaves of one stack at once.
 
     With `either_orientation` it may be given the transpose of a matrix, and its result
     is transposed back.
     """
-    results: list[jax.Array] = list(leaves)
-    dtypes = [leaf.dtype for leaf in leaves]
-    shared = buckets(views, dtypes, either_orientation=either_orientation)
-    for (rows, *_), members in shared:
-        turned = {i: views[i].fans[0] != rows for i in members}
-        parts = [into_stack(leaves[i], views[i], turned[i]) for i in members]
-        stack = function(jnp.concatenate(parts))
-        parts = split(stack, [part.shape[0] for part in parts])
-        for i, part in zip(members, parts, strict=True):
-            results[i] = out_of_stack(part, views[i], turned[i])
-    return results
+    turned = [either_orientation and view.is_tall for view in views]
+    parts = [
+        into_stack(leaf, view.local, turn)
+        for leaf, view, turn in zip(leaves, views, turned, strict=True)
+    ]
+    results = split(function(jnp.concatenate(parts)), [part.shape[0] for part in parts])
+    return [
+        out_of_stack(part, view.local, turn)
+        for part, view, turn in zip(results, views, turned, strict=True)
+    ]
 
 
 # Compiled, like all that is done leaf by leaf: equal leaves are then traced once.

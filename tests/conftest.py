@@ -10,6 +10,7 @@ import pytest
 
 # Tolerances are the CPU's; an accelerator on the machine must be asked for by name.
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Stacks: who shares one, how large it gets, what it costs in program and memory."""
 
+import dataclasses
 import re
 
 import jax
@@ -9,37 +10,70 @@ import optax
 import pytest
 
 from optax_muon import NewtonSchulz, scale_by_muon
+from optax_muon._placement import Factor, PlacedView, Placement
 from optax_muon._routing import MatrixAxes
-from optax_muon._stacking import buckets, in_chunks, map_stacks
+from optax_muon._stacking import in_chunks, stacks, through_stack
 
 F32 = np.dtype("float32")
 
 
 def view(*shape, fan_in=-2, fan_out=-1):
-    return MatrixAxes(fan_in, fan_out).view(shape)
+    whole = MatrixAxes(fan_in, fan_out).view(shape)
+    return PlacedView(whole, whole)
+
+
+def members(views, **kwargs):
+    found = stacks(views, [F32] * len(views), **kwargs)
+    return [(stack.shape, stack.members) for stack in found]
 
 
 def test_a_cap_splits_stacks_between_leaves_and_never_a_leaf():
     views = [view(4, 8), view(8, 4), view(5, 4, 8), view(4, 8), view(3, 3)]
-    dtypes = [F32] * 5
-    keys = [(4, 8, F32), (3, 3, F32)]
-    assert buckets(views, dtypes) == [(keys[0], [0, 1, 2, 3]), (keys[1], [4])]
+    assert members(views) == [((8, 4, 8), (0, 1, 2, 3)), ((1, 3, 3), (4,))]
     each = 4 * 8 * 4
-    found = buckets(views, dtypes, max_bytes=2 * each)
-    assert found == [
-        (keys[0], [0, 1]),
-        (keys[0], [2]),
-        (keys[0], [3]),
-        (keys[1], [4]),
+    assert members(views, max_bytes=2 * each) == [
+        ((2, 4, 8), (0, 1)),
+        ((5, 4, 8), (2,)),
+        ((1, 4, 8), (3,)),
+        ((1, 3, 3), (4,)),
     ]
-    one_each = buckets(views, dtypes, max_bytes=1)
-    assert [members for _, members in one_each] == [[0], [1], [2], [3], [4]]
+    one_each = [of_stack for _, of_stack in members(views, max_bytes=1)]
+    assert one_each == [(0,), (1,), (2,), (3,), (4,)]
+
+
+def test_matrices_sharded_in_other_ways_have_other_stacks():
+    cut = (Factor((("x", 2),), 4),)
+    whole = MatrixAxes(0, 1).view((4, 8))
+    by_columns, by_rows = (
+        PlacedView(whole, dataclasses.replace(whole, shape=shape), placement)
+        for shape, placement in (
+            ((4, 4), Placement(columns=cut)),
+            ((2, 8), Placement(rows=cut)),
+        )
+    )
+    found = members([by_columns, view(4, 8), by_rows, by_columns])
+    assert found == [((2, 4, 8), (0, 3)), ((1, 4, 8), (1,)), ((1, 4, 8), (2,))]
+
+
+def test_of_a_square_the_side_cut_more_often_becomes_the_columns():
+    cut = (Factor((("x", 2),), 2),)
+    whole = MatrixAxes(0, 1).view((4, 4))
+    by_rows, by_columns = (
+        PlacedView(whole, whole, placement)
+        for placement in (Placement(rows=cut), Placement(columns=cut))
+    )
+    assert by_rows.is_tall
+    assert not by_columns.is_tall
+    assert members([by_rows, by_columns]) == [((2, 4, 4), (0, 1))]
+    assert len(members([by_rows, by_columns], either_orientation=False)) == 2
 
 
 def test_every_leaf_comes_back_from_its_stack(rng):
-    shapes = [(4, 8), (8, 4), (5, 4, 8), (2, 2, 2, 8), (3, 3)]
-    axes = [(0, 1), (0, 1), (1, 2), ((0, 1), (2, 3)), (0, 1)]
-    views = [MatrixAxes(*a).view(s) for a, s in zip(axes, shapes, strict=True)]
+    shapes = [(4, 8), (8, 4), (5, 4, 8), (2, 2, 2, 8)]
+    axes = [(0, 1), (0, 1), (1, 2), ((0, 1), (2, 3))]
+    views = [
+        view(*s, fan_in=i, fan_out=o) for s, (i, o) in zip(shapes, axes, strict=True)
+    ]
     leaves = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
     seen = []
 
@@ -47,9 +81,13 @@ def test_every_leaf_comes_back_from_its_stack(rng):
         seen.append(stack.shape)
         return 2 * stack
 
-    for leaf, result in zip(leaves, map_stacks(double, leaves, views), strict=True):
+    for leaf, result in zip(
+        leaves[:3], through_stack(double, leaves[:3], views[:3]), strict=True
+    ):
         np.testing.assert_array_equal(result, 2 * leaf)
-    assert sorted(seen) == [(1, 3, 3), (1, 4, 16), (7, 4, 8)]
+    [result] = through_stack(double, leaves[3:], views[3:], either_orientation=False)
+    np.testing.assert_array_equal(result, 2 * leaves[3])
+    assert seen == [(7, 4, 8), (1, 4, 16)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 20])

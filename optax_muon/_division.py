@@ -1,0 +1,105 @@
+"""Who does what of a stack: the cheapest division of its work among the devices."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+from optax_muon._cost import Work
+from optax_muon._exchange import Division, Goal
+from optax_muon._layout import Sizes
+from optax_muon._placement import Placement, axes_of, ways
+
+# How many FLOPs take as long as moving one byte: 985 on a TPU v5e (197 TFLOP/s, 200
+# GB/s in all directions), 765 on a v5p, 2200 between H100s (990 TFLOP/s, 450 GB/s).
+# Devices that a CPU pretends to have move bytes through its memory.
+FLOPS_PER_BYTE = {"cpu": 10, "gpu": 1000, "tpu": 1000}
+
+# Narrower parts would leave most of a TPU's 128 x 128 unit idle.
+MIN_COLUMNS = 128
+
+
+def divide(
+    placement: Placement,
+    shape: tuple[int, int, int],
+    itemsize: int,
+    platform: str,
+    work: Callable[[int], Work | None],
+) -> Division:
+    """The division that should take the least time, by FLOPs and bytes.
+
+    Whole matrices on every device are best where there are enough of them. If not, some
+    mesh axes may go to the columns: only products with the long side are divided then.
+    Copies may also all do the same, which takes no gathering.
+
+    Args:
+      placement: where the shards lie.
+      shape: [batch, n, m] of the stack: the matrices' whole n and m, but of the batch
+        what one device has shards of.
+      itemsize: bytes of an entry as it is moved.
+      platform: "cpu", "gpu" or "tpu".
+      work: what a device does for one matrix whose columns are on so many devices; None
+        if that cannot be.
+    """
+
+    def time(division: Division) -> float:
+        done = work(division.long.ways)
+        if done is None:
+            return math.inf
+        own = -(-shape[0] // division.stack.ways)
+        sent = bytes_sent(division, placement, shape, itemsize, done.reductions)
+        return own * done.flops + FLOPS_PER_BYTE[platform] * sent
+
+    return min(_divisions(placement, shape), key=time)
+
+
+def _divisions(placement: Placement, shape: tuple[int, int, int]) -> Iterator[Division]:
+    """All ways to send mesh axes to the stack, to the columns, or nowhere (copies)."""
+    for rows, columns, copies in itertools.product(
+        _parted(axes_of(placement.rows), 2),
+        _parted(axes_of(placement.columns), 2),
+        _parted(placement.copies, 3),
+    ):
+        long = Goal(rows[1], columns[1], copies[1])
+        width, rest = divmod(shape[2], long.ways)
+        if long.ways == 1 or (rest == 0 and width >= MIN_COLUMNS):
+            yield Division(Goal(rows[0], columns[0], copies[0]), long)
+
+
+def _parted(axes: Sizes, parts: int) -> Iterator[tuple[Sizes, ...]]:
+    """Every way to hand the axes out among so many parts; first all to the first."""
+    for choice in itertools.product(range(parts), repeat=len(axes)):
+        yield tuple(
+            tuple(axis for axis, part in zip(axes, choice, strict=True) if part == k)
+            for k in range(parts)
+        )
+
+
+def bytes_sent(
+    division: Division,
+    placement: Placement,
+    shape: tuple[int, int, int],
+    itemsize: int,
+    reductions: int = 0,
+) -> float:
+    """Bytes that one device sends in a step, as bandwidth-optimal collectives do.
+
+    Args:
+      division: of the work.
+      placement, shape, itemsize: as for `divide`.
+      reductions: float32 sums over the devices that share a matrix, for each matrix.
+    """
+    batch, n, m = shape
+    stack, long = division.stack, division.long
+    padded = batch + -batch % division.stack.ways
+    cuts = ways(axes_of(placement.rows) + axes_of(placement.columns))
+    shards = padded * n * m * itemsize / cuts
+    copies = ways(stack.copies + long.copies)
+    exchanged = 2 * _away(shards / copies, ways(division.moved))
+    gathered = _away(shards, copies)
+    summed = reductions * padded / stack.ways * 4 * n * n
+    return exchanged + gathered + 2 * _away(summed, long.ways)
+
+
+def _away(size: float, parts: int) -> float:
+    """What does not stay of `size` bytes cut into equal parts, one a device."""
+    return size * (1 - 1 / parts)

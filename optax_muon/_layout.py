@@ -1,0 +1,90 @@
+"""How the leaves of a tree lie on a mesh, and functions of one device's shards."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+Sizes = tuple[tuple[str, int], ...]
+"""Names and sizes of mesh axes."""
+
+Spec = tuple[tuple[str, ...], ...]
+"""The names of the mesh axes on each axis of a leaf, major first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the leaves of a tree lie on a mesh; static, and part of what is compiled.
+
+    Attributes:
+      shapes: the global shape of each leaf.
+      specs: the mesh axes on each axis of each leaf.
+      sizes: the mesh axes that may take part, in the mesh's order.
+      kept_out: those of them that hold copies and take no part.
+      enter: the axes that `jax.shard_map` must enter; the others, if any, a user's own
+        has entered already.
+      mesh: of those axes; None means the one in context.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    specs: tuple[Spec, ...]
+    sizes: Sizes = ()
+    kept_out: tuple[str, ...] = ()
+    enter: tuple[str, ...] = ()
+    mesh: Any = None
+
+    def partition_specs(self) -> list[PartitionSpec]:
+        """The specs as `jax.shard_map` takes them: over the axes to enter."""
+        return [
+            PartitionSpec(*(_entry(axes, self.enter) for axes in spec))
+            for spec in self.specs
+        ]
+
+    def on_shards(self, function: Callable[..., Any], *leaves: Any, rest: Any) -> Any:
+        """`function(*leaves, rest)` of one device's shards.
+
+        Args:
+          function: returns as many lists of leaves, sharded as they came.
+          leaves: lists, each with an array for every leaf.
+          rest: arrays that every device has a copy of.
+        """
+        if not self.enter:
+            return function(*leaves, rest)
+        specs = self.partition_specs()
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=(*(specs for _ in leaves), PartitionSpec()),
+            out_specs=tuple(specs for _ in leaves),
+            axis_names=set(self.enter),
+            check_vma=False,  # it does not know that an all-gather makes equal copies
+        )(*leaves, rest)
+
+    def entered(self, index: int) -> Spec:
+        """Of a leaf's spec, the axes that a user's own `jax.shard_map` has entered."""
+        return tuple(
+            tuple(name for name in axes if name not in self.enter)
+            for axes in self.specs[index]
+        )
+
+    def constrain(self, leaves: Sequence[Any]) -> list[Any]:
+        """The leaves, laid out on the mesh where the compiler chooses layouts."""
+        if not self.enter or self._is_explicit():
+            return list(leaves)
+
+        def place(leaf: Any, spec: PartitionSpec) -> Any:
+            where = spec if self.mesh is None else NamedSharding(self.mesh, spec)
+            return jax.lax.with_sharding_constraint(leaf, where)
+
+        return list(map(place, leaves, self.partition_specs()))
+
+    def _is_explicit(self) -> bool:
+        mesh = jax.sharding.get_abstract_mesh() if self.mesh is None else self.mesh
+        return AxisType.Auto not in mesh.axis_types
+
+
+def _entry(axes: tuple[str, ...], kept: Sequence[str]) -> str | tuple[str, ...] | None:
+    names = tuple(name for name in axes if name in kept)
+    return None if not names else names[0] if len(names) == 1 else names

@@ -1,0 +1,277 @@
+"""Which mesh axes shard each leaf: told by the argument `sharding`, or by the types."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from optax_muon._by_path import MISSING, entries_by_path
+from optax_muon._layout import Layout, Spec
+from optax_muon._routing import Path, path_names
+
+ShardingLike = Any
+"""A tree (or prefix) of NamedSharding or PartitionSpec; `KeepOut`; None: the types."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepOut:
+    """A `sharding` some of whose mesh axes carry none of the optimizer's traffic.
+
+    By default every mesh axis that holds copies of a matrix takes its share of the
+    work, and gathers the results. Over a slow network between data centres that may
+    cost more than it saves: kept out, such an axis does the work once on each side.
+
+    Attributes:
+      axes: name or names of mesh axes; none of them may shard rows or columns.
+      sharding: as without `KeepOut`.
+
+    >>> KeepOut("dcn").axes
+    ('dcn',)
+    """
+
+    axes: str | tuple[str, ...]
+    sharding: Any = None
+
+    def __post_init__(self) -> None:
+        axes = (self.axes,) if isinstance(self.axes, str) else tuple(self.axes)
+        if not axes or not all(isinstance(name, str) for name in axes):
+            raise TypeError(
+                f"KeepOut(axes={self.axes!r}) must be the name of a mesh axis, or a "
+                "tuple of names."
+            )
+        if isinstance(self.sharding, KeepOut):
+            raise TypeError("KeepOut(sharding=KeepOut(...)): name all axes in one.")
+        object.__setattr__(self, "axes", axes)
+
+
+def read_layout(tree: Any, sharding: ShardingLike, transformation: str) -> Layout:
+    """The layout of `tree`.
+
+    Args:
+      tree: arrays, or anything with shape and dtype.
+      sharding: the user's argument.
+      transformation: its name, for messages.
+
+    Raises:
+      ValueError: lists every leaf whose spec does not fit, with the reason; no mesh, or
+        more than one.
+      TypeError: leaves of `sharding` of another type.
+    """
+    kept_out: tuple[str, ...] = ()
+    if isinstance(sharding, KeepOut):
+        kept_out, sharding = tuple(sharding.axes), sharding.sharding
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    if sharding is None:
+        layout = _typed_layout([leaf for _, leaf in flat])
+    else:
+        layout = _told_layout(tree, flat, sharding, kept_out, transformation)
+    unknown = [name for name in kept_out if name not in dict(layout.sizes)]
+    if unknown and flat:
+        raise ValueError(
+            f"{transformation}: KeepOut names {unknown}, but the mesh axes are "
+            f"{[name for name, _ in layout.sizes]}; pass KeepOut(axes, sharding) with "
+            "the parameters' shardings, or a mesh of Explicit axes."
+        )
+    return dataclasses.replace(layout, kept_out=kept_out)
+
+
+def _typed_layout(leaves: list[Any]) -> Layout:
+    """From sharding-in-types: only Explicit axes show there."""
+    shapes = tuple(jnp.shape(leaf) for leaf in leaves)
+    typed = [_typed(leaf) for leaf in leaves]
+    meshes = [t.mesh for t in typed if t is not None]
+    if not meshes:
+        return Layout(shapes, tuple(((),) * len(shape) for shape in shapes))
+    mesh = meshes[0]
+    explicit = _explicit_axes(mesh)
+    specs = tuple(
+        ((),) * len(shape) if t is None else _spec(t.spec, len(shape))
+        for t, shape in zip(typed, shapes, strict=True)
+    )
+    in_context = not jax.sharding.get_abstract_mesh().empty
+    return Layout(
+        shapes,
+        specs,
+        sizes=tuple((name, mesh.shape[name]) for name in explicit),
+        enter=explicit,
+        mesh=None if in_context else mesh,
+    )
+
+
+def _typed(leaf: Any) -> NamedSharding | None:
+    """The leaf's sharding if its type tells one."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        sharding = leaf.sharding
+    else:
+        sharding = jax.typeof(leaf).sharding
+    if isinstance(sharding, NamedSharding) and _explicit_axes(sharding.mesh):
+        return sharding
+    return None
+
+
+def _explicit_axes(mesh: Any) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Explicit
+    )
+
+
+def _told_layout(
+    tree: Any,
+    flat: list[tuple[Path, Any]],
+    sharding: Any,
+    kept_out: tuple[str, ...],
+    transformation: str,
+) -> Layout:
+    entry_of = entries_by_path(
+        "sharding", "NamedSharding or PartitionSpec", tree, sharding, _is_entry
+    )
+    entries = [entry_of(path) for path, _ in flat]
+    mesh = _one_mesh(entries, transformation) if flat else None
+    context = jax.sharding.get_abstract_mesh()
+    seen = context if mesh is None else mesh
+    manual = context.manual_axes
+    shapes, specs, failures = [], [], []
+    for (path, leaf), entry in zip(flat, entries, strict=True):
+        local = jnp.shape(leaf)
+        try:
+            spec = _checked(entry, local, seen, manual)
+            _check_type(leaf, spec, set(manual) - set(kept_out))
+            specs.append(spec)
+            shapes.append(_global_shape(local, spec, seen, manual))
+        except ValueError as error:
+            name = "/".join(path_names(path)) or "(root)"
+            failures.append(f"  {name}  {local}: {error}")
+    if failures:
+        raise ValueError(
+            f"{transformation}: sharding does not fit these leaves:\n"
+            + "\n".join(failures)
+            + "\nPass the shardings that the parameters have: "
+            "optax_muon.shardings_of(params) reads them."
+        )
+    return Layout(
+        tuple(shapes),
+        tuple(specs),
+        sizes=tuple(seen.shape.items()),
+        enter=tuple(name for name in seen.axis_names if name not in manual),
+        mesh=mesh if context.empty else None,
+    )
+
+
+def _is_entry(x: Any) -> bool:
+    return isinstance(x, (NamedSharding, PartitionSpec))
+
+
+def _one_mesh(entries: list[Any], transformation: str) -> Any:
+    """The mesh of all NamedShardings; None where only the context has one."""
+    meshes = {e.mesh for e in entries if isinstance(e, NamedSharding)}
+    context = jax.sharding.get_abstract_mesh()
+    shapes = {tuple(mesh.shape.items()) for mesh in meshes}
+    if not context.empty:
+        shapes.add(tuple(context.shape.items()))
+    if len(shapes) > 1:
+        raise ValueError(
+            f"{transformation}: sharding and context name several meshes: "
+            f"{sorted(map(str, shapes))}; all leaves must lie on one."
+        )
+    if not shapes:
+        raise ValueError(
+            f"{transformation}: sharding holds PartitionSpecs, but there is no mesh in "
+            "context; call jax.set_mesh(mesh) first, or pass NamedShardings."
+        )
+    return next(iter(meshes), None)
+
+
+def _checked(entry: Any, local: tuple[int, ...], mesh: Any, manual: Any) -> Spec:
+    if entry is MISSING:
+        raise ValueError("the tree `sharding` has no entry for it")
+    partition = entry.spec if isinstance(entry, NamedSharding) else entry
+    partition = PartitionSpec() if partition is None else partition
+    if len(partition) > len(local):
+        raise ValueError(f"{partition} has more entries than the leaf has axes")
+    if PartitionSpec.UNCONSTRAINED in tuple(partition):
+        raise ValueError(f"{partition} leaves an axis to the compiler; name its axes")
+    spec = _spec(partition, len(local))
+    used = [name for axes in spec for name in axes]
+    unknown = [name for name in used if name not in mesh.shape]
+    if unknown:
+        raise ValueError(
+            f"{partition} names {unknown}, but the mesh axes are {list(mesh.shape)}"
+        )
+    if len(set(used)) < len(used):
+        raise ValueError(f"{partition} names a mesh axis twice")
+    for axis, (size, axes) in enumerate(zip(local, spec, strict=True)):
+        parts = math.prod(mesh.shape[name] for name in axes if name not in manual)
+        if size % parts:
+            raise ValueError(
+                f"axis {axis} of length {size} cannot be cut into {parts} equal parts "
+                f"over {axes}"
+            )
+    return spec
+
+
+def _check_type(leaf: Any, spec: Spec, held_apart: set[str]) -> None:
+    """Raise if the leaf's type says something else than `spec`."""
+    typed = _typed(leaf)
+    if typed is not None and _spec(typed.spec, len(spec)) != spec:
+        raise ValueError(
+            f"its type says {typed.spec}; leave sharding out, or jax.reshard it"
+        )
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return
+    named = {name for axes in spec for name in axes}
+    varying = sorted((jax.typeof(leaf).manual_axis_type.varying & held_apart) - named)
+    if varying:
+        raise ValueError(
+            f"it differs along mesh axes {varying}, which its spec says hold copies; "
+            "average gradients over them first (jax.lax.pmean), or KeepOut them"
+        )
+
+
+def _global_shape(
+    local: tuple[int, ...], spec: Spec, mesh: Any, manual: Any
+) -> tuple[int, ...]:
+    return tuple(
+        size * math.prod(mesh.shape[name] for name in axes if name in manual)
+        for size, axes in zip(local, spec, strict=True)
+    )
+
+
+def _spec(partition: PartitionSpec, rank: int) -> Spec:
+    entries = [*partition, *(None,) * (rank - len(partition))]
+    return tuple(
+        () if e is None else (e,) if isinstance(e, str) else tuple(e) for e in entries
+    )
+
+
+def keep_sharding(
+    tx: optax.GradientTransformationExtraArgs, sharding: ShardingLike, name: str
+) -> optax.GradientTransformationExtraArgs:
+    """`tx`, its state laid out like the parameters where it has their shapes.
+
+    Under jit the compiler would make each moment whole on every device.
+    """
+
+    def init(params: Any) -> Any:
+        layout = read_layout(params, sharding, name)
+
+        def shape_of(tree: Any) -> Any:  # of its leaves, and its structure
+            return jax.tree.structure(tree), list(map(jnp.shape, jax.tree.leaves(tree)))
+
+        def is_like_parameters(part: Any) -> bool:
+            return bool(shape_of(part) == shape_of(params))
+
+        def place(part: Any) -> Any:
+            if not is_like_parameters(part):
+                return part
+            leaves, treedef = jax.tree.flatten(part)
+            return jax.tree.unflatten(treedef, layout.constrain(leaves))
+
+        return jax.tree.map(place, tx.init(params), is_leaf=is_like_parameters)
+
+    return optax.GradientTransformationExtraArgs(init, tx.update)

@@ -1,0 +1,92 @@
+"""Sharded updates: their collectives, their values, and where their results lie."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+
+from optax_muon import NewtonSchulz, find_state, scale_by_muon
+from tests.layouts import CASES, axes_of, mesh_of, on_mesh
+
+pytestmark = pytest.mark.usefixtures("benchmark_modules")
+KELLER = NewtonSchulz("keller_jordan")
+
+
+def updates(tx, case, mesh):
+    """Two updates of a jitted transformation: (step, state, compiled program)."""
+    params, first, second = (on_mesh(case, mesh, seed) for seed in range(3))
+    with jax.set_mesh(mesh):
+        state = jax.jit(tx.init)(params)
+        update = jax.jit(tx.update).lower(first, state).compile()
+    _, state = update(first, state)
+    step, state = update(second, state)
+    return step, state, update
+
+
+def unsharded(tx, case):
+    """The same two updates on one device."""
+    params, first, second = (
+        jax.tree.map(np.asarray, on_mesh(case, mesh_of(case.mesh, AxisType.Auto), seed))
+        for seed in range(3)
+    )
+    _, state = tx.update(first, tx.init(params))
+    return tx.update(second, state)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", CASES)
+def test_collectives_values_and_shardings(name, kind, capfd):
+    import hlo
+
+    case = CASES[name]
+    mesh = mesh_of(case.mesh, kind)
+    sharding = None
+    if kind == AxisType.Auto:
+        sharding = {
+            name: NamedSharding(mesh, leaf.spec) for name, leaf in case.leaves.items()
+        }
+    tx = scale_by_muon(
+        orthogonalizer=KELLER, matrix_axes=axes_of(case), sharding=sharding
+    )
+    step, state, program = updates(tx, case, mesh)
+
+    found = hlo.Program(program.as_text())
+    assert found.counts() == case.expected
+    assert not any(one.in_loop for one in found.collectives())
+    assert "rematerialization" not in capfd.readouterr().err
+
+    plain = scale_by_muon(orthogonalizer=KELLER, matrix_axes=axes_of(case))
+    step_1, state_1 = unsharded(plain, case)
+    for tree, alone in ((step, step_1), (find_state(state).momentum, state_1.momentum)):
+        for leaf_name, leaf in case.leaves.items():
+            here = tree[leaf_name].sharding
+            assert here.is_equivalent_to(
+                NamedSharding(mesh, leaf.spec), len(leaf.shape)
+            )
+            np.testing.assert_allclose(
+                tree[leaf_name], alone[leaf_name], atol=case.tolerance
+            )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_users_function_sees_matrices_as_they_are(name):
+    """Rows and columns in their order, wherever shards come from: exactly."""
+
+    def numbered(x):
+        i, j = (jax.numpy.arange(1.0, size + 1) for size in x.shape[-2:])
+        return x * (i[:, None] + 1000 * j)
+
+    case = CASES[name]
+    mesh = mesh_of(case.mesh, AxisType.Auto)
+    sharding = {
+        name: NamedSharding(mesh, leaf.spec) for name, leaf in case.leaves.items()
+    }
+    results = [
+        scale_by_muon(
+            orthogonalizer=numbered, matrix_axes=axes_of(case), sharding=sharding
+        )
+        for sharding in (sharding, None)
+    ]
+    step, *_ = updates(results[0], case, mesh)
+    alone, _ = unsharded(results[1], case)
+    jax.tree.map(np.testing.assert_array_equal, step, alone)
