@@ -81,8 +81,9 @@ def exchange(
     x = jnp.pad(shards, ((0, -batch % division.stack.ways), (0, 0), (0, 0)))
     x = _own_share(x, division)
     move = _Move.of(x.shape, placement, division)
-    x = move.collect(x)
-    x = move.spread(function(x).astype(shards.dtype))
+    # Barriers, or XLA would make x wide before it rearranges it, and narrow only after.
+    x = function(lax.optimization_barrier(move.collect(x))).astype(shards.dtype)
+    x = move.spread(lax.optimization_barrier(x))
     return _to_copies(x, division)[:batch]
 
 

@@ -31,19 +31,28 @@ def normalize(
       x: matrices, or on each device some columns of them.
       column_axes: the mesh axes that columns lie along, inside `jax.shard_map`.
     """
-    x = widen(x)
-    largest = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
+    scaled, norm = _power_of_two_scaled(widen(x), column_axes)
+    return scaled / norm
+
+
+def _power_of_two_scaled(
+    x: Float[Array, "*batch m n"], column_axes: tuple[str, ...]
+) -> tuple[Float[Array, "*batch m n"], Float[Array, "*batch 1 1"]]:
+    """x times an exact power of two, in x's dtype, and the norm of that; 1 for 0."""
+    wide = widen(x)
+    largest = jnp.max(jnp.abs(wide), axis=(-2, -1), keepdims=True)
     if column_axes:
         largest = lax.pmax(largest, column_axes)
     _, exponent = jnp.frexp(largest)  # largest = f 2^exponent, f in [1/2, 1)
     # Powers of two outside the normal numbers would be flushed to zero.
     smallest = jnp.finfo(x.dtype).minexp
     exponent = jnp.clip(1 - exponent, smallest, -smallest)
-    x = x * jnp.ldexp(jnp.ones_like(largest), exponent)
-    squares = jnp.sum(x * x, axis=(-2, -1), keepdims=True)
+    power = jnp.ldexp(jnp.ones_like(largest), exponent)
+    wide = wide * power
+    squares = jnp.sum(wide * wide, axis=(-2, -1), keepdims=True)
     if column_axes:
         squares = lax.psum(squares, column_axes)
-    return x / jnp.maximum(jnp.sqrt(squares), 1)
+    return wide.astype(x.dtype), jnp.maximum(jnp.sqrt(squares), 1)
 
 
 def direct(
@@ -97,7 +106,7 @@ def gram(
     a restart forms R anew and bounds that. Each cycle is a loop of its own.
 
     Args:
-      x: normalised matrices, n <= m, in the accumulation dtype of `dtype`.
+      x: matrices, n <= m, of any magnitude.
       rows: one (a, b, c) for each step.
       restarts: the 0-based steps after which a new cycle begins.
       dtype: what the operands of products are rounded to. P and Q are rounded for
@@ -108,14 +117,25 @@ def gram(
         cycle then sums R over them once, and all else stays on the device.
     """
     table = _table(rows, dtype)
+    norm = None
+    if x.dtype == dtype == jnp.bfloat16:
+        # It stays as it is through the first cycle, in half the memory of its
+        # accumulation dtype and without another rounding; what it gives is divided.
+        x, norm = _power_of_two_scaled(x, column_axes)
+    else:
+        x = normalize(x, column_axes).astype(at_least_float32(dtype))
     x = products.split(x)
     for start, stop in cycles(restarts, len(rows)):
         low = _rounded(x, dtype)
         r = products.gram(low)
         if column_axes:
             r = lax.psum(r, column_axes)
+        if norm is not None and start == 0:
+            r = jax.tree.map(lambda part: part / norm**2, r)
         scalar, q = _cycle(r, table[start:stop], dtype, products)
         x = products.product(q, low, plus=[(scalar, x)])
+        if norm is not None and start == 0:
+            x = jax.tree.map(lambda part: part / norm, x)
     return products.join(x)
 
 

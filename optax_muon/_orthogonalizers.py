@@ -139,7 +139,6 @@ restarts=None)
         choice = self._choice_of_columns(x.shape, x.dtype, platform)
         assert choice is not None  # `work` said so
         dtype = x.dtype
-        x = normalize(x, axes).astype(at_least_float32(choice.dtype))
         x = gram(x, self.rows, choice.restarts, choice.dtype, choice.module, axes)
         return x.astype(dtype)
 
@@ -179,11 +178,11 @@ restarts=None)
         self, choice: Choice, x: Float[Array, "*batch m n"]
     ) -> Float[Array, "*batch m n"]:
         wide = x.shape[-2] <= x.shape[-1]
-        x = normalize(x if wide else x.mT)
-        x = x.astype(at_least_float32(choice.dtype))
+        x = x if wide else x.mT
         if choice.method == GRAM:
             x = gram(x, self.rows, choice.restarts, choice.dtype, choice.module)
         else:
+            x = normalize(x).astype(at_least_float32(choice.dtype))
             x = direct(x, self.rows, choice.dtype, choice.module)
         return x if wide else x.mT
 

@@ -22,9 +22,12 @@ from optax_muon._placement import PlacedView, Placement
 from optax_muon._routing import MatrixView
 from optax_muon._splitting import split
 
-# In float32: 64 matrices of 1024 x 4096. An iteration holds its stack three to four
-# times, and products of this size no longer gain from being more.
+# In float32: 64 matrices of 1024 x 4096.
 MAX_STACK_BYTES = 2**30
+
+# In float32, of the matrices that are iterated at once: an iteration holds them three
+# to four times, and products of this size no longer gain from being more.
+MAX_CHUNK_BYTES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +162,7 @@ def from_matrices(
 def in_chunks(
     function: Callable[[jax.Array], jax.Array],
     x: Float[Array, "*batch m n"],
-    max_bytes: int = MAX_STACK_BYTES,
+    max_bytes: int = MAX_CHUNK_BYTES,
 ) -> Float[Array, "*batch m n"]:
     """`function` of as many matrices at a time as fit under the cap in float32.
 
