@@ -1,7 +1,7 @@
 """What a compiled program does, from its text: collectives, FLOPs, and where.
 
-Instructions in the body of a loop count as often as the loop runs, which XLA writes
-beside it where it knows.
+Instructions in the body of a loop count as often as the loop runs: XLA's CPU writes
+that beside it, a TPU's program counts from one constant to another.
 """
 
 import collections
@@ -33,6 +33,7 @@ _CALLED = re.compile(
     r"(\{[^}]*\}|%?[\w.\-]+)"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_REFERENCE = re.compile(r"%([\w.\-]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,17 +67,15 @@ class Collective:
 
     Attributes:
       kind: one of `COLLECTIVES`.
-      bytes: of what one device gets from it.
+      sent: bytes that one device sends over the network, at best.
       times: how often it runs.
       in_loop: whether it is in the body of a loop.
-      asynchronous: whether it is started and waited for apart.
     """
 
     kind: str
-    bytes: int
+    sent: float
     times: int
     in_loop: bool
-    asynchronous: bool
 
 
 class Program:
@@ -101,26 +100,84 @@ class Program:
             name, times, in_loop = todo.pop()
             for one in self.computations.get(name, ()):
                 found.append((one, times, in_loop, name))
-                trips = _TRIPS.search(one.rest)
                 loop = one.opcode == "while"
-                often = times * (int(trips[1]) if loop and trips else 1)
+                often = times * (self._trips(one, name) if loop else 1)
                 todo += [(called, often, in_loop or loop) for called in one.called]
         return found
 
+    def _trips(self, loop: Instruction, computation: str) -> int:
+        """How often a loop runs."""
+        if known := _TRIPS.search(loop.rest):
+            return int(known[1])
+        condition = {
+            i.name: i
+            for name in re.findall(r"condition=%?([\w.\-]+)", loop.rest)
+            for i in self.computations[name]
+        }
+        [compared] = [i for i in condition.values() if i.opcode == "compare"]
+        counter, end = (
+            condition[n] for n in _REFERENCE.findall(_bracket(compared.rest))
+        )
+        place = re.search(r"index=(\d+)", counter.rest)
+        if (
+            end.opcode != "constant"
+            or place is None
+            or "direction=LT" not in compared.rest
+        ):
+            raise ValueError(f"{loop.name} does not count up to a constant")
+        here = {i.name: i for i in self.computations[computation]}
+        start = here[_REFERENCE.findall(_bracket(loop.rest))[0]]
+        while start.opcode in ("tuple", "copy", "bitcast", "get-tuple-element"):
+            operands = _REFERENCE.findall(_bracket(start.rest))
+            at = int(place[1]) if start.opcode == "tuple" else 0
+            start = here[operands[at]]
+        # XLA sinks a start that is not written here out of the loop around it: 0 or 1,
+        # as loops over steps have it, makes no difference that matters.
+        first = int(_bracket(start.rest)) if start.opcode == "constant" else 0
+        return int(_bracket(end.rest)) - first
+
     def collectives(self) -> list[Collective]:
         """Every collective; a pair of start and done is one."""
-        return [
-            Collective(kind, one.bytes, times, in_loop, one.opcode != kind)
-            for one, times, in_loop, _ in self.runs()
-            for kind in [self._kind(one)]
-            if kind is not None
-        ]
+        found = []
+        for one, times, in_loop, _ in self.runs():
+            kind = one.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                found.append(Collective(kind, _sent(kind, one), times, in_loop))
+        return found
 
-    def _kind(self, one: Instruction) -> str | None:
-        opcode = one.opcode.removesuffix("-start")
-        if opcode in COLLECTIVES:
-            return opcode
-        return None
+    def overlapped(self) -> int:
+        """How many collectives have products scheduled between start and done."""
+        found = 0
+        for name, computation in self.computations.items():
+            place = {one.name: at for at, one in enumerate(computation)}
+            for done in computation:
+                if not done.opcode.endswith("-done"):
+                    continue
+                start = _REFERENCE.findall(_bracket(done.rest))[0]
+                if start not in place or not self._is_collective(
+                    computation[place[start]]
+                ):
+                    continue
+                between = computation[place[start] + 1 : place[done.name]]
+                found += any(self._has_products(one, name) for one in between)
+        return found
+
+    def _is_collective(self, one: Instruction) -> bool:
+        if one.opcode.removesuffix("-start") in COLLECTIVES:
+            return True
+        inside = (i for name in one.called for i in self.computations.get(name, ()))
+        return one.opcode == "async-start" and any(
+            i.opcode in COLLECTIVES for i in inside
+        )
+
+    def _has_products(self, one: Instruction, computation: str) -> bool:
+        if one.opcode in ("dot", "convolution"):
+            return True
+        return any(
+            self._has_products(inner, name)
+            for name in one.called
+            for inner in self.computations.get(name, ())
+        )
 
     def counts(self) -> dict[str, int]:
         """How many collectives of each kind stand in the program."""
@@ -160,6 +217,24 @@ class Program:
             dims = _SHAPE.search(text)[2]
             shapes.append([int(d) for d in dims.split(",") if d])
         return shapes
+
+
+def _sent(kind: str, one: Instruction) -> float:
+    """Bytes that leave a device, by the algorithms that send least."""
+    away = 1 - 1 / _group_size(one.rest)
+    if kind == "all-reduce":
+        return 2 * away * one.bytes
+    if kind == "collective-permute":
+        return one.bytes
+    return away * one.bytes
+
+
+def _group_size(rest: str) -> int:
+    """How many devices take part together."""
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
+        return int(iota[1])
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
+    return len(listed[1].split(",")) if listed else 1
 
 
 def _bracket(rest: str) -> str:

@@ -15,7 +15,7 @@ from optax_muon._orthogonalize import OrthogonalizerLike, as_orthogonalizer
 from optax_muon._orthogonalizer import Orthogonalizer
 from optax_muon._orthogonalizers import NewtonSchulz
 from optax_muon._placement import PlacedView, place
-from optax_muon._polar_factors import division_of, traffic
+from optax_muon._polar_factors import division_of, traffic, work_on
 from optax_muon._resolution import (
     ADAM,
     MUON,
@@ -65,6 +65,7 @@ class PlanBucket:
       division: which mesh axes share the work: those in `stack` by matrices, those in
         `long` by the columns of each; none without sharding.
       own: how many matrices one device orthogonalizes, or its columns of so many.
+      flops: of one device in a step.
       bytes_sent: by one device in a step.
     """
 
@@ -74,6 +75,7 @@ class PlanBucket:
     paths: tuple[str, ...]
     division: Division
     own: int
+    flops: float
     bytes_sent: float
 
     @property
@@ -210,13 +212,16 @@ def _bucket(
 ) -> PlanBucket:
     batch, *matrix = stack.shape
     division = division_of(stack, orthogonalizer, platform)
+    own = -(-batch // division.stack.ways)
+    work = work_on(stack, division, orthogonalizer, platform)
     return PlanBucket(
         matrix=(matrix[0], matrix[1]),
         dtype=stack.dtype,
         count=sum(views[i].whole.matrices[0] for i in stack.members),
         paths=tuple(paths[i] for i in stack.members),
         division=division,
-        own=-(-batch // division.stack.ways),
+        own=own,
+        flops=own * work.flops,
         bytes_sent=traffic(stack, division, orthogonalizer, platform),
     )
 

@@ -102,14 +102,24 @@ def traffic(
     stack: Stack, division: Division, orthogonalizer: Orthogonalizer, platform: str
 ) -> float:
     """Bytes that one device sends for a stack in a step."""
-    work = _work(stack, orthogonalizer, platform, division.long.ways)
     return bytes_sent(
         division,
         stack.placement,
         stack.shape,
         orthogonalizer.travel_dtype(stack.dtype, platform).itemsize,
-        work.reductions if work else 0,
+        work_on(stack, division, orthogonalizer, platform).reductions,
     )
+
+
+def work_on(
+    stack: Stack, division: Division, orthogonalizer: Orthogonalizer, platform: str
+) -> Work:
+    """What one device does for each matrix of a stack that it has a part in."""
+    if 0 in stack.shape:
+        return Work(0.0)
+    work = _work(stack, orthogonalizer, platform, division.long.ways)
+    assert work is not None  # or it would not be divided so
+    return work
 
 
 def _work(

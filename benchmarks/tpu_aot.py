@@ -1,0 +1,263 @@
+"""Compile optimizer steps for TPU pods without one, and say what the programs do.
+
+Run from the repository root; needs `libtpu` (the extra `tpu`), on Linux:
+
+    python benchmarks/tpu_aot.py
+
+For every target it compiles a step (update, and parameters updated in place) of this
+library, of `optax.contrib.muon` and of `optax.adamw`, and writes what it counts to
+results/tpu_aot.json; a second call goes on from there.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+# Before jax starts: libtpu must not look for a TPU, nor for its neighbours.
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import hlo
+import machine
+import optax_muon
+import pods
+from store import Store, UsageError, load
+
+RESULTS = Path(__file__).parent / "results" / "tpu_aot.json"
+PARTS = ("targets", "scaling")
+# Lets exchanges run beside other stacks' iterations, for more memory.
+ASYNC = {"xla_tpu_enable_async_all_to_all": "true"}
+COEFFICIENTS = "keller_jordan"  # which all contestants have
+
+
+def ours(target: pods.Target, shardings: dict) -> optax.GradientTransformation:
+    return optax_muon.muon(
+        0.01,
+        orthogonalizer=optax_muon.NewtonSchulz(COEFFICIENTS),
+        matrix_axes={name: leaf.axes for name, leaf in target.model.items()},
+        sharding=shardings,
+    )
+
+
+def optax_contrib(target: pods.Target, shardings: dict) -> optax.GradientTransformation:
+    del shardings
+    numbers = {
+        name: None
+        if leaf.axes is None
+        else optax.contrib.MuonDimensionNumbers(leaf.axes.fan_in, leaf.axes.fan_out)
+        for name, leaf in target.model.items()
+    }
+    return optax.contrib.muon(0.01, muon_weight_dimension_numbers=numbers)
+
+
+def adamw(target: pods.Target, shardings: dict) -> optax.GradientTransformation:
+    del target, shardings
+    return optax.adamw(0.01)
+
+
+CONTESTANTS = {
+    "ours": ours,
+    "ours, asynchronous": ours,
+    "optax": optax_contrib,
+    "adamw": adamw,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Do what the command line asks, or say in one line why that cannot be done."""
+    options = parse(argv)
+    try:
+        document = load(options.out) if options.table else measure(options)
+    except UsageError as error:
+        sys.exit(f"error: {error}")
+    print(table(document))
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=RESULTS, help="results")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to compile")
+    add("--targets", nargs="+", metavar="NAME", help="only these of them")
+    add("--contestants", nargs="+", choices=CONTESTANTS, default=tuple(CONTESTANTS))
+    add("--redo", action="store_true", help="compile anew what is already there")
+    add("--table", action="store_true", help="print the table of --out, compile none")
+    return parser.parse_args(argv)
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """Compile what is missing, one program after another."""
+    header = {
+        "command": "python benchmarks/tpu_aot.py",
+        "environment": machine.environment() | {"libtpu": machine.version("libtpu")},
+    }
+    store = Store(options.out, header)
+    source = machine.source()
+    for part, target, contestant in wanted(options):
+        case = f"{target.name} {contestant}"
+        row = store.row(part, case)
+        if row is not None and not options.redo:
+            continue
+        store.put(part, case, {"source": source} | program(target, contestant))
+        print(case, file=sys.stderr, flush=True)
+    return store.document
+
+
+def wanted(options: argparse.Namespace) -> list[tuple[str, pods.Target, str]]:
+    """(part, target, contestant) of every program asked for."""
+    known = {"targets": pods.TARGETS, "scaling": pods.SCALING}
+    names = [target.name for part in options.parts for target in known[part]]
+    unknown = [name for name in options.targets or () if name not in names]
+    if unknown:
+        raise UsageError(
+            "--targets", unknown, "no such target", f"Choose among {', '.join(names)}"
+        )
+    return [
+        (part, target, contestant)
+        for part in options.parts
+        for target in known[part]
+        for contestant in options.contestants
+        if options.targets is None or target.name in options.targets
+        if part == "targets" or contestant == "ours"  # scaling is of ours
+    ]
+
+
+def program(target: pods.Target, contestant: str) -> dict:
+    """What one compiled step does and needs, on each device."""
+    devices = np.array(
+        topologies.get_topology_desc(
+            platform="tpu", topology_name=target.topology
+        ).devices
+    )
+    mesh = Mesh(devices.reshape(tuple(target.mesh.values())), tuple(target.mesh))
+    shardings = {
+        name: NamedSharding(mesh, leaf.spec) for name, leaf in target.model.items()
+    }
+    transformation = CONTESTANTS[contestant](target, shardings)
+    params = {
+        name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=shardings[name])
+        for name, leaf in target.model.items()
+    }
+    state = laid_out(jax.eval_shape(transformation.init, params), params, mesh)
+
+    def step(gradients, state, params):
+        updates, state = transformation.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    start = time.perf_counter()
+    lowered = jax.jit(step, donate_argnums=(1, 2)).lower(params, state, params)
+    compiled = lowered.compile(compiler_options=ASYNC if contestant == "ours" else None)
+    seconds = time.perf_counter() - start
+    return {
+        "chips": devices.size,
+        "compile_seconds": round(seconds, 1),
+        **counted(hlo.Program(compiled.as_text()), compiled, target),
+        **(due(target, params, shardings) if contestant == "ours" else {}),
+    }
+
+
+def laid_out(state: object, params: dict, mesh: Mesh) -> object:
+    """A state's arrays, sharded as the parameters whose names their paths end in."""
+
+    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        names = [getattr(key, "key", None) for key in path]
+        found = [params[name].sharding for name in names if name in params]
+        where = found[-1] if found else NamedSharding(mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def counted(found: hlo.Program, compiled: object, target: pods.Target) -> dict:
+    """Exact counts of a program; the least time of each part by the chip's rates."""
+    collectives = found.collectives()
+    sent = sum(one.sent * one.times for one in collectives)
+    memory = compiled.memory_analysis()
+    flops = found.flops()
+    touched = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    chip = target.chip
+    return {
+        "collectives": found.counts(),
+        "runs": sum(one.times for one in collectives),
+        "in_loops": sum(one.in_loop for one in collectives),
+        "overlapped": found.overlapped(),
+        "sent_bytes": int(sent),
+        "temp_bytes": memory.temp_size_in_bytes,
+        "code_bytes": memory.generated_code_size_in_bytes,
+        "flops": flops,
+        "ms": {
+            "products": round(1e3 * flops / chip.flops, 3),
+            "network": round(1e3 * sent / chip.network, 3),
+            "memory": round(1e3 * touched / chip.memory, 3),
+        },
+    }
+
+
+def due(target: pods.Target, params: dict, shardings: dict) -> dict:
+    """What the plan says a device must do, beside an even share of what there is."""
+    axes = {name: leaf.axes for name, leaf in target.model.items()}
+    planned, undivided = (
+        optax_muon.plan(
+            params,
+            axes,
+            sharding,
+            orthogonalizer=optax_muon.NewtonSchulz(COEFFICIENTS),
+            platform="tpu",
+        ).buckets
+        for sharding in (shardings, None)
+    )
+    chips = int(np.prod(list(target.mesh.values())))
+    entries = sum(leaf.size for name, leaf in params.items() if axes[name] is not None)
+    return {
+        "planned_flops": int(sum(bucket.flops for bucket in planned)),
+        "even_flops": int(sum(bucket.flops for bucket in undivided) / chips),
+        "planned_sent_bytes": int(sum(bucket.bytes_sent for bucket in planned)),
+        # Both ways in bfloat16, every entry once.
+        "even_sent_bytes": 2 * 2 * entries // chips,
+        "stacks": [str(bucket) for bucket in planned],
+    }
+
+
+def table(document: dict) -> str:
+    """Markdown: a line for each program."""
+    head = (
+        "program | chips | collectives | in loops | sent, MB | temporary, GB | "
+        "TFLOP | compile, s | least ms: products, network, memory"
+    )
+    lines = [f"| {head} |", "|" + " --- |" * (head.count("|") + 1)]
+    for rows in document["results"].values():
+        for case, row in rows.items():
+            kinds = ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items())
+            cells = (
+                case,
+                row["chips"],
+                kinds or "none",
+                row["in_loops"],
+                f"{row['sent_bytes'] / 1e6:.3g}",
+                f"{row['temp_bytes'] / 1e9:.3g}",
+                f"{row['flops'] / 1e12:.3g}",
+                row["compile_seconds"],
+                ", ".join(f"{ms:.3g}" for ms in row["ms"].values()),
+            )
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
