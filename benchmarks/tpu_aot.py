@@ -114,7 +114,11 @@ def measure(options: argparse.Namespace) -> dict:
         row = store.row(part, case)
         if row is not None and not options.redo:
             continue
-        store.put(part, case, {"source": source} | program(target, contestant))
+        try:
+            found = program(target, contestant)
+        except jax.errors.JaxRuntimeError as error:  # the compiler's own refusal
+            found = {"refused": str(error).splitlines()[0]}
+        store.put(part, case, {"source": source} | found)
         print(case, file=sys.stderr, flush=True)
     return store.document
 
@@ -243,6 +247,9 @@ def table(document: dict) -> str:
     lines = [f"| {head} |", "|" + " --- |" * (head.count("|") + 1)]
     for rows in document["results"].values():
         for case, row in rows.items():
+            if "refused" in row:
+                lines.append(f"| {case} | {row['refused']} |" + " |" * head.count("|"))
+                continue
             kinds = ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items())
             cells = (
                 case,

@@ -37,15 +37,19 @@ class KeepOut:
     sharding: Any = None
 
     def __post_init__(self) -> None:
-        axes = (self.axes,) if isinstance(self.axes, str) else tuple(self.axes)
-        if not axes or not all(isinstance(name, str) for name in axes):
+        axes = (self.axes,) if isinstance(self.axes, str) else self.axes
+        if (
+            not isinstance(axes, (tuple, list))
+            or not axes
+            or not all(isinstance(name, str) for name in axes)
+        ):
             raise TypeError(
                 f"KeepOut(axes={self.axes!r}) must be the name of a mesh axis, or a "
                 "tuple of names."
             )
         if isinstance(self.sharding, KeepOut):
             raise TypeError("KeepOut(sharding=KeepOut(...)): name all axes in one.")
-        object.__setattr__(self, "axes", axes)
+        object.__setattr__(self, "axes", tuple(axes))
 
 
 def read_layout(tree: Any, sharding: ShardingLike, transformation: str) -> Layout:
