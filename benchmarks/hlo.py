@@ -29,7 +29,7 @@ _INSTRUCTION = re.compile(
 )
 _SHAPE = re.compile(r"\b(pred|[sufb]f?\d+)\[([\d,]*)\]")
 _CALLED = re.compile(
-    r"(?:calls|to_apply|body|condition|branch_computations)="
+    r"(?:calls|to_apply|body|condition|\w+_computations?)="
     r"(\{[^}]*\}|%?[\w.\-]+)"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -47,10 +47,12 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """Of its result; of the largest array in a tuple's."""
-        return max(
-            (BYTES[kind] * _elements(dims) for kind, dims in _SHAPE.findall(self.type)),
-            default=0,
+        """Of its result, a tuple's arrays together; of a start, what it will give."""
+        type_ = self.type
+        if self.opcode.endswith("-start") and self.opcode != "all-reduce-start":
+            type_ = _parts(type_)[1]  # (operands, results, ...)
+        return sum(
+            BYTES[kind] * _elements(dims) for kind, dims in _SHAPE.findall(type_)
         )
 
     @property
@@ -82,6 +84,8 @@ class Program:
     """The computations of one compiled program (`compiled.as_text()`)."""
 
     def __init__(self, text: str) -> None:
+        devices = re.search(r"num_partitions=(\d+)", text)
+        self.devices = int(devices[1]) if devices else 1
         self.computations: dict[str, list[Instruction]] = {}
         self.entry = ""
         current: list[Instruction] | None = None
@@ -137,13 +141,22 @@ class Program:
         return int(_bracket(end.rest)) - first
 
     def collectives(self) -> list[Collective]:
-        """Every collective; a pair of start and done is one."""
-        found = []
-        for one, times, in_loop, _ in self.runs():
+        """Every collective once.
+
+        A TPU's compiler may run one piece by piece inside other fusions, loops
+        included, to hide it; those pieces are one, wherever they stand.
+        """
+        found: dict[object, Collective] = {}
+        for at, (one, times, in_loop, _) in enumerate(self.runs()):
             kind = one.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                found.append(Collective(kind, _sent(kind, one), times, in_loop))
-        return found
+            if kind not in COLLECTIVES:
+                continue
+            sent = _sent(kind, one, self.devices)
+            if chain := re.search(r'chain_id="(\d+)"', one.rest):
+                found[kind, chain[1]] = Collective(kind, sent, 1, in_loop=False)
+            else:
+                found[at] = Collective(kind, sent, times, in_loop)
+        return list(found.values())
 
     def overlapped(self) -> int:
         """How many collectives have products scheduled between start and done."""
@@ -219,22 +232,37 @@ class Program:
         return shapes
 
 
-def _sent(kind: str, one: Instruction) -> float:
+def _sent(kind: str, one: Instruction, devices: int) -> float:
     """Bytes that leave a device, by the algorithms that send least."""
-    away = 1 - 1 / _group_size(one.rest)
+    group = _group_size(one.rest) or devices
+    away = 1 - 1 / group
     if kind == "all-reduce":
         return 2 * away * one.bytes
+    if kind == "reduce-scatter":
+        return away * group * one.bytes
     if kind == "collective-permute":
         return one.bytes
     return away * one.bytes
 
 
 def _group_size(rest: str) -> int:
-    """How many devices take part together."""
+    """How many devices take part together; 0 means all."""
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
         return int(iota[1])
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
-    return len(listed[1].split(",")) if listed else 1
+    return len(listed[1].split(",")) if listed else 0
+
+
+def _parts(type_: str) -> list[str]:
+    """The types in a tuple's type."""
+    parts, depth = [""], 0
+    for letter in type_[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _bracket(rest: str) -> str:

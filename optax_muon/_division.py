@@ -60,8 +60,10 @@ def _divisions(placement: Placement, shape: tuple[int, int, int]) -> Iterator[Di
         _parted(placement.copies, 3),
     ):
         long = Goal(rows[1], columns[1], copies[1])
-        width, rest = divmod(shape[2], long.ways)
-        if long.ways == 1 or (rest == 0 and width >= MIN_COLUMNS):
+        # The columns that a device has are cut once more by rows and copies.
+        cuts = ways(axes_of(placement.columns) + long.rows + long.copies)
+        wide_enough = shape[2] % cuts == 0 and shape[2] // long.ways >= MIN_COLUMNS
+        if long.ways == 1 or wide_enough:
             yield Division(Goal(rows[0], columns[0], copies[0]), long)
 
 

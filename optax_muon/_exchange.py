@@ -113,8 +113,13 @@ def _to_copies(
     return parts.reshape(-1, i, ways(of_columns) * k)
 
 
-Group = Sequence[str]
-"""Labels of the lengths that an axis is a product of, major first."""
+Label = tuple[str, int | str]
+"""Of a length: ("mesh", its axis's name), ("row", 0), ("column", 1), ("own", 0)."""
+
+Group = Sequence[Label]
+"""The lengths that an axis is a product of, major first."""
+
+_OWN: Label = ("own", 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,14 +127,14 @@ class _Move:
     """The all-to-all, and the axes of arrays on its way.
 
     Attributes:
-      sizes: the length that each label stands for; a mesh axis is one.
+      sizes: the length that each label stands for.
       names: the mesh axes it goes over.
       shares: the axes of a device's shards, [share, i, k].
       blocks: those of [to or from, own, i, l], whose first goes through the all-to-all.
       matrices: those of its part of the stack, [own, n, l].
     """
 
-    sizes: dict[str, int]
+    sizes: dict[Label, int]
     names: tuple[str, ...]
     shares: Sequence[Group]
     blocks: Sequence[Group]
@@ -143,27 +148,35 @@ class _Move:
         columns: Side = placement.columns
         if division.column_axes:  # parts of columns: their order is lost
             columns = (Factor(axes_of(columns), k // ways(to_columns)),)
-        sizes = dict(division.moved) | {"own": share // ways(to_stack)}
-        lengths: dict[str, list[str]] = {}
-        ordered: dict[str, list[str]] = {}
+        sizes: dict[Label, int] = {
+            ("mesh", name): size for name, size in division.moved
+        }
+        sizes[_OWN] = share // ways(to_stack)
+        lengths: dict[str, list[Label]] = {}
+        ordered: dict[str, list[Label]] = {}
         for name, side in (("row", placement.rows), ("column", columns)):
             lengths[name], ordered[name] = [], []
             for at, factor in enumerate(side):
-                label = f"{name} {at}"
+                label: Label = (name, at)
                 sizes[label] = factor.length
                 lengths[name].append(label)
-                moved = [a for a in _names(factor.axes) if a in dict(division.moved)]
-                ordered[name] += [*moved, label]
+                cuts = [axis for axis in _labels(factor.axes) if axis in sizes]
+                ordered[name] += [*cuts, label]
         return _Move(
             sizes,
             _names(division.moved),
             shares=(
-                [*_names(to_stack), "own"],
+                [*_labels(to_stack), _OWN],
                 lengths["row"],
-                [*_names(to_columns), *lengths["column"]],
+                [*_labels(to_columns), *lengths["column"]],
             ),
-            blocks=(_names(division.moved), ["own"], lengths["row"], lengths["column"]),
-            matrices=(["own"], ordered["row"], ordered["column"]),
+            blocks=(
+                _labels(division.moved),
+                [_OWN],
+                lengths["row"],
+                lengths["column"],
+            ),
+            matrices=([_OWN], ordered["row"], ordered["column"]),
         )
 
     def collect(self, x: Float[Array, "share i k"]) -> Float[Array, "own n l"]:
@@ -191,3 +204,7 @@ class _Move:
 
 def _names(axes: Sizes) -> tuple[str, ...]:
     return tuple(name for name, _ in axes)
+
+
+def _labels(axes: Sizes) -> list[Label]:
+    return [("mesh", name) for name, _ in axes]

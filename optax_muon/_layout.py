@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from optax_muon._routing import path_names
+
 Sizes = tuple[tuple[str, int], ...]
 """Names and sizes of mesh axes."""
 
@@ -70,19 +72,44 @@ class Layout:
         )
 
     def constrain(self, leaves: Sequence[Any]) -> list[Any]:
-        """The leaves, laid out on the mesh where the compiler chooses layouts."""
-        if not self.enter or self._is_explicit():
+        """The leaves, laid out over the mesh axes for which the compiler chooses."""
+        if not self.enter:
+            return list(leaves)
+        mesh = jax.sharding.get_abstract_mesh() if self.mesh is None else self.mesh
+        kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+        chosen = [name for name in self.enter if kinds[name] == AxisType.Auto]
+        if not chosen:
             return list(leaves)
 
-        def place(leaf: Any, spec: PartitionSpec) -> Any:
-            where = spec if self.mesh is None else NamedSharding(self.mesh, spec)
+        def place(leaf: Any, spec: Spec) -> Any:
+            partition = PartitionSpec(*(_entry(axes, chosen) for axes in spec))
+            where = partition if self.mesh is None else NamedSharding(mesh, partition)
             return jax.lax.with_sharding_constraint(leaf, where)
 
-        return list(map(place, leaves, self.partition_specs()))
+        return list(map(place, leaves, self.specs))
 
-    def _is_explicit(self) -> bool:
-        mesh = jax.sharding.get_abstract_mesh() if self.mesh is None else self.mesh
-        return AxisType.Auto not in mesh.axis_types
+
+def check_same(transformation: str, tree: Any, new: Layout, stored: Layout) -> None:
+    """Raise unless gradients lie on the mesh as the stored momentum does.
+
+    Raises:
+      ValueError: lists every leaf that does not, by types or NamedShardings.
+    """
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    failures = [
+        f"  {'/'.join(path_names(path))}  {shape}: gradient {here}, momentum {there}"
+        for path, shape, here, there in zip(
+            paths, new.shapes, new.specs, stored.specs, strict=True
+        )
+        if here != there
+    ]
+    if failures:
+        raise ValueError(
+            f"{transformation}: gradients and momentum are sharded over other axes:\n"
+            + "\n".join(failures)
+            + "\nBring them together with jax.reshard; gradients and state should lie "
+            "as the parameters do."
+        )
 
 
 def _entry(axes: tuple[str, ...], kept: Sequence[str]) -> str | tuple[str, ...] | None:

@@ -10,7 +10,7 @@ import optax
 
 from optax_muon import _checks
 from optax_muon._alike import check_alike
-from optax_muon._layout import Layout
+from optax_muon._layout import Layout, check_same
 from optax_muon._momentum import (
     MOMENTUM_FORMS,
     Weights,
@@ -25,7 +25,7 @@ from optax_muon._polar_factors import polar_factors
 from optax_muon._resolution import MatrixAxesLike
 from optax_muon._scaling import ScaleRule, as_scale_rule, scale_factor
 from optax_muon._serialization import register_state
-from optax_muon._sharding import ShardingLike
+from optax_muon._sharding import ShardingLike, read_layout
 
 
 # Not mappable: chex's default would make it a Mapping that unpacks to field names.
@@ -128,6 +128,8 @@ def scale_by_muon(
         del params
         check_alike("scale_by_muon", updates, state.momentum)
         layout, views = placed(updates)
+        stored = read_layout(state.momentum, sharding, "scale_by_muon")
+        check_same("scale_by_muon", updates, layout, stored)
         gradients, treedef = jax.tree.flatten(updates)
         traces, trace_treedef = jax.tree.flatten(state.momentum)
         steps, traces = _step(

@@ -119,7 +119,7 @@ restarts=None)
     def travel_dtype(self, dtype: np.dtype, platform: str) -> np.dtype:
         # Its exponents are those of float32; float16 would need scaling first.
         narrow = self._operands(dtype, platform) == jnp.bfloat16
-        return jnp.dtype(jnp.bfloat16) if narrow else dtype
+        return jnp.dtype(jnp.bfloat16) if narrow and dtype == jnp.float32 else dtype
 
     def work(
         self, shape: tuple[int, int], devices: int, dtype: np.dtype, platform: str

@@ -96,6 +96,22 @@ class PlacedView:
         return cuts[0] > cuts[1] or (cuts[0] == cuts[1] and rows > columns)
 
 
+def whole_leaves(
+    tree: Any, sharding: ShardingLike, transformation: str
+) -> tuple[Layout, Any]:
+    """The layout of a tree, and shapes and dtypes of its leaves before any cut.
+
+    Rules must see those, also inside a user's own `shard_map`.
+    """
+    layout = read_layout(tree, sharding, transformation)
+    leaves, treedef = jax.tree.flatten(tree)
+    whole = [
+        jax.ShapeDtypeStruct(shape, jnp.result_type(leaf))
+        for shape, leaf in zip(layout.shapes, leaves, strict=True)
+    ]
+    return layout, jax.tree.unflatten(treedef, whole)
+
+
 def placed_views(
     tree: Any,
     matrix_axes: MatrixAxesLike,
@@ -104,21 +120,12 @@ def placed_views(
 ) -> tuple[Layout, tuple[PlacedView, ...]]:
     """The layout of a tree of matrices, and each leaf's view and placement in it.
 
-    Rules see global shapes, also inside a user's own `shard_map`.
-
     Raises:
       ValueError: as `matrix_routes` and `read_layout`; or lists the leaves that cannot
         be moved as asked.
     """
-    layout = read_layout(tree, sharding, transformation)
-    leaves, treedef = jax.tree.flatten(tree)
-    whole = [
-        jax.ShapeDtypeStruct(shape, jnp.result_type(leaf))
-        for shape, leaf in zip(layout.shapes, leaves, strict=True)
-    ]
-    decided = matrix_routes(
-        jax.tree.unflatten(treedef, whole), matrix_axes, transformation
-    )
+    layout, whole = whole_leaves(tree, sharding, transformation)
+    decided = matrix_routes(whole, matrix_axes, transformation)
     return layout, place(decided, layout.specs, layout, transformation)
 
 
@@ -168,6 +175,8 @@ def _placement(view: MatrixView, spec: Spec, layout: Layout) -> Placement:
         for axis in tensor_axes:
             axes = cuts(axis)
             length = view.shape[axis] // ways(axes)
+            if length == 1 and not axes:
+                continue
             if factors and not axes:  # each part of the one before has all of it
                 before = factors.pop()
                 axes, length = before.axes, before.length * length
@@ -191,6 +200,6 @@ def _hindrance(placement: Placement, layout: Layout) -> str | None:
     if not kept_out:
         return None
     return (
-        f"mesh axes {kept_out}, which KeepOut keeps out of the exchange, cut the "
-        "matrices themselves; shard them over other axes"
+        f"KeepOut(axes={layout.kept_out}) keeps mesh axes out of the exchange, but "
+        f"{kept_out} cut the matrices themselves; shard them over other axes"
     )

@@ -14,7 +14,7 @@ from optax_muon._exchange import Division
 from optax_muon._orthogonalize import OrthogonalizerLike, as_orthogonalizer
 from optax_muon._orthogonalizer import Orthogonalizer
 from optax_muon._orthogonalizers import NewtonSchulz
-from optax_muon._placement import PlacedView, place
+from optax_muon._placement import PlacedView, place, whole_leaves
 from optax_muon._polar_factors import division_of, traffic, work_on
 from optax_muon._resolution import (
     ADAM,
@@ -25,7 +25,7 @@ from optax_muon._resolution import (
     routes,
 )
 from optax_muon._scaling import ScaleRule, as_scale_rule, scale_factor
-from optax_muon._sharding import ShardingLike, read_layout
+from optax_muon._sharding import ShardingLike
 from optax_muon._stacking import Stack, stacks
 
 
@@ -159,8 +159,8 @@ def plan(
     configuration = as_orthogonalizer(orthogonalizer)
     platform = jax.default_backend() if platform is None else platform
     _checks.check_choice("platform", platform, ("cpu", "gpu", "tpu"))
-    decided = routes(params, matrix_axes)
-    layout = read_layout(params, sharding, "plan")
+    layout, whole = whole_leaves(params, sharding, "plan")
+    decided = routes(whole, matrix_axes)
     matrices = [
         (MatrixRoute(route.path, route.shape, route.dtype, route.view), spec)
         for route, spec in zip(decided, layout.specs, strict=True)

@@ -9,12 +9,14 @@ from optax_muon import _checks
 from optax_muon._alike import checked_against_moments, checked_against_parameters
 from optax_muon._casts import float16_as_float32, in_parameters_dtype
 from optax_muon._decay import add_weight_decay
+from optax_muon._moments import keep_sharding
 from optax_muon._muon import scale_by_muon
 from optax_muon._orthogonalize import OrthogonalizerLike
 from optax_muon._orthogonalizers import NewtonSchulz
+from optax_muon._placement import whole_leaves
 from optax_muon._resolution import ADAM, MUON, MatrixAxesLike, labels
 from optax_muon._scaling import ScaleRule, scale_by_shape
-from optax_muon._sharding import ShardingLike, keep_sharding
+from optax_muon._sharding import ShardingLike
 
 
 def muon(
@@ -134,7 +136,7 @@ def muon(
                 checked_against_moments(float16_as_float32(others)), sharding, "muon"
             ),
         },
-        lambda tree: labels(tree, matrix_axes),
+        lambda tree: labels(whole_leaves(tree, sharding, "muon")[1], matrix_axes),
     )
     return in_parameters_dtype(checked_against_parameters("muon", routed))
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optax_muon._by_path import MISSING, entries_by_path
@@ -70,7 +69,7 @@ def read_layout(tree: Any, sharding: ShardingLike, transformation: str) -> Layou
         kept_out, sharding = tuple(sharding.axes), sharding.sharding
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     if sharding is None:
-        layout = _typed_layout([leaf for _, leaf in flat])
+        layout = _typed_layout([leaf for _, leaf in flat], transformation)
     else:
         layout = _told_layout(tree, flat, sharding, kept_out, transformation)
     unknown = [name for name in kept_out if name not in dict(layout.sizes)]
@@ -80,10 +79,16 @@ def read_layout(tree: Any, sharding: ShardingLike, transformation: str) -> Layou
             f"{[name for name, _ in layout.sizes]}; pass KeepOut(axes, sharding) with "
             "the parameters' shardings, or a mesh of Explicit axes."
         )
-    return dataclasses.replace(layout, kept_out=kept_out)
+    named = {name for spec in layout.specs for axes in spec for name in axes}
+    return dataclasses.replace(
+        layout,
+        kept_out=kept_out,
+        # Or a vmap over such an axis would find it taken.
+        enter=tuple(n for n in layout.enter if n in named or n not in kept_out),
+    )
 
 
-def _typed_layout(leaves: list[Any]) -> Layout:
+def _typed_layout(leaves: list[Any], transformation: str) -> Layout:
     """From sharding-in-types: only Explicit axes show there."""
     shapes = tuple(jnp.shape(leaf) for leaf in leaves)
     typed = [_typed(leaf) for leaf in leaves]
@@ -92,6 +97,12 @@ def _typed_layout(leaves: list[Any]) -> Layout:
         return Layout(shapes, tuple(((),) * len(shape) for shape in shapes))
     mesh = meshes[0]
     explicit = _explicit_axes(mesh)
+    if AxisType.Auto in mesh.axis_types:
+        raise ValueError(
+            f"{transformation}: sharding=None reads the types, but of the mesh axes "
+            f"{mesh.axis_names} they tell only {explicit}, the Explicit ones; pass "
+            "sharding=optax_muon.shardings_of(params), from outside jit."
+        )
     specs = tuple(
         ((),) * len(shape) if t is None else _spec(t.spec, len(shape))
         for t, shape in zip(typed, shapes, strict=True)
@@ -178,12 +189,13 @@ def _one_mesh(entries: list[Any], transformation: str) -> Any:
     shapes = {tuple(mesh.shape.items()) for mesh in meshes}
     if not context.empty:
         shapes.add(tuple(context.shape.items()))
-    if len(shapes) > 1:
+    if len(shapes) > 1 or len(meshes) > 1:
         raise ValueError(
-            f"{transformation}: sharding and context name several meshes: "
-            f"{sorted(map(str, shapes))}; all leaves must lie on one."
+            f"{transformation}: sharding (or it and the mesh in context) names several "
+            f"meshes: {sorted(map(str, meshes or shapes))}; all leaves must lie on one "
+            "mesh, of the same devices in the same order."
         )
-    if not shapes:
+    if not shapes and any(isinstance(e, PartitionSpec) for e in entries):
         raise ValueError(
             f"{transformation}: sharding holds PartitionSpecs, but there is no mesh in "
             "context; call jax.set_mesh(mesh) first, or pass NamedShardings."
@@ -196,6 +208,11 @@ def _checked(entry: Any, local: tuple[int, ...], mesh: Any, manual: Any) -> Spec
         raise ValueError("the tree `sharding` has no entry for it")
     partition = entry.spec if isinstance(entry, NamedSharding) else entry
     partition = PartitionSpec() if partition is None else partition
+    kind = entry.memory_kind if isinstance(entry, NamedSharding) else None
+    if kind is not None and "host" in kind:
+        raise ValueError(
+            f"memory_kind={kind!r}; moments are kept in device memory only"
+        )
     if len(partition) > len(local):
         raise ValueError(f"{partition} has more entries than the leaf has axes")
     if PartitionSpec.UNCONSTRAINED in tuple(partition):
@@ -205,7 +222,8 @@ def _checked(entry: Any, local: tuple[int, ...], mesh: Any, manual: Any) -> Spec
     unknown = [name for name in used if name not in mesh.shape]
     if unknown:
         raise ValueError(
-            f"{partition} names {unknown}, but the mesh axes are {list(mesh.shape)}"
+            f"{partition} names {unknown}, but the mesh axes are {list(mesh.shape)} "
+            "(logical names are to be translated first)"
         )
     if len(set(used)) < len(used):
         raise ValueError(f"{partition} names a mesh axis twice")
@@ -222,10 +240,13 @@ def _checked(entry: Any, local: tuple[int, ...], mesh: Any, manual: Any) -> Spec
 def _check_type(leaf: Any, spec: Spec, held_apart: set[str]) -> None:
     """Raise if the leaf's type says something else than `spec`."""
     typed = _typed(leaf)
-    if typed is not None and _spec(typed.spec, len(spec)) != spec:
-        raise ValueError(
-            f"its type says {typed.spec}; leave sharding out, or jax.reshard it"
-        )
+    if typed is not None:
+        explicit = _explicit_axes(typed.mesh)
+        visible = tuple(tuple(n for n in axes if n in explicit) for axes in spec)
+        if _spec(typed.spec, len(spec)) != visible:
+            raise ValueError(
+                f"its type says {typed.spec}; jax.reshard it, or mend that"
+            )
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return
     named = {name for axes in spec for name in axes}
@@ -247,35 +268,12 @@ def _global_shape(
 
 
 def _spec(partition: PartitionSpec, rank: int) -> Spec:
-    entries = [*partition, *(None,) * (rank - len(partition))]
+    if partition.unreduced:
+        raise ValueError(
+            f"{partition} is not summed yet over {sorted(partition.unreduced)}; "
+            "jax.reshard it first"
+        )
+    entries = [*tuple(partition), *(None,) * (rank - len(partition))]
     return tuple(
         () if e is None else (e,) if isinstance(e, str) else tuple(e) for e in entries
     )
-
-
-def keep_sharding(
-    tx: optax.GradientTransformationExtraArgs, sharding: ShardingLike, name: str
-) -> optax.GradientTransformationExtraArgs:
-    """`tx`, its state laid out like the parameters where it has their shapes.
-
-    Under jit the compiler would make each moment whole on every device.
-    """
-
-    def init(params: Any) -> Any:
-        layout = read_layout(params, sharding, name)
-
-        def shape_of(tree: Any) -> Any:  # of its leaves, and its structure
-            return jax.tree.structure(tree), list(map(jnp.shape, jax.tree.leaves(tree)))
-
-        def is_like_parameters(part: Any) -> bool:
-            return bool(shape_of(part) == shape_of(params))
-
-        def place(part: Any) -> Any:
-            if not is_like_parameters(part):
-                return part
-            leaves, treedef = jax.tree.flatten(part)
-            return jax.tree.unflatten(treedef, layout.constrain(leaves))
-
-        return jax.tree.map(place, tx.init(params), is_leaf=is_like_parameters)
-
-    return optax.GradientTransformationExtraArgs(init, tx.update)

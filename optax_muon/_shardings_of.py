@@ -63,6 +63,11 @@ def _is_variable(x: Any) -> bool:
 
 def _sharding(leaf: Any) -> Any:
     for value in jax.tree.leaves(leaf)[:1]:
+        if isinstance(value, jax.core.Tracer):
+            raise TypeError(
+                "shardings_of was called under jit, where arrays on a mesh of Auto "
+                "axes do not tell how they lie; call it outside, on live parameters."
+            )
         sharding = getattr(value, "sharding", None)
         if isinstance(sharding, NamedSharding):
             return sharding

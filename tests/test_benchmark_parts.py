@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+import optax_muon
+
 pytestmark = pytest.mark.usefixtures("benchmark_modules")
 
 
@@ -196,3 +198,76 @@ def test_shapes_are_those_of_the_models():
     stacks = {(384, 1152): 4, (384, 384): 4, (384, 1536): 8}
     assert cases["gpt_4x384"].stacks() == stacks
     assert programs.largest_stack(cases["gpt_4x384"], "bfloat16") == 8 * 384 * 1536 * 2
+
+
+PROGRAM = """HloModule jit_f, num_partitions=8
+
+%body (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %p = (s32[], bf16[4,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = bf16[4,8]{1,0} get-tuple-element(%p), index=1
+  %r = f32[4,4]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  %s = f32[4,4]{1,0} all-reduce(%r), replica_groups=[4,2]<=[8], to_apply=%add
+  ROOT %t = (s32[], bf16[4,8]{1,0}) tuple(%i, %x)
+}
+
+%condition (q: (s32[], bf16[4,8])) -> pred[] {
+  %q = (s32[], bf16[4,8]{1,0}) parameter(0)
+  %end = s32[] constant(5)
+  %j = s32[] get-tuple-element(%q), index=0
+  ROOT %less = pred[] compare(%j, %end), direction=LT
+}
+
+ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {
+  %a = bf16[4,8]{1,0} parameter(0)
+  %zero = s32[] constant(1)
+  %init = (s32[], bf16[4,8]{1,0}) tuple(%zero, %a)
+  %loop = (s32[], bf16[4,8]{1,0}) while(%init), condition=%condition, body=%body
+  %b = bf16[4,8]{1,0} get-tuple-element(%loop), index=1
+  %start = (bf16[4,8]{1,0}, bf16[4,8]{1,0}, u32[]) all-to-all-start(%b), \
+replica_groups={{0,1,2,3},{4,5,6,7}}
+  %k = f32[4,4]{1,0} dot(%a, %a), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  %done = bf16[4,8]{1,0} all-to-all-done(%start)
+  ROOT %c = bf16[4,8]{1,0} copy(%done)
+}
+"""
+
+
+class TestPrograms:
+    """What is read out of a compiled program's text."""
+
+    @pytest.fixture
+    def program(self, benchmark_modules):
+        import hlo
+
+        return hlo.Program(PROGRAM)
+
+    def test_collectives(self, program):
+        reduced, moved = sorted(program.collectives(), key=lambda one: one.kind)
+        assert (reduced.kind, reduced.times, reduced.in_loop) == ("all-reduce", 4, True)
+        assert reduced.sent == 2 * 4 * 4 * 4 / 2  # pairs
+        assert (moved.kind, moved.times, moved.in_loop) == ("all-to-all", 1, False)
+        assert moved.sent == 4 * 8 * 2 * 3 / 4
+        assert program.overlapped() == 1
+
+    def test_flops_with_loops_multiplied_out(self, program):
+        assert program.flops() == (4 + 1) * 2 * 4 * 4 * 8
+
+    def test_bytes_are_those_of_the_plan(self, benchmark_modules):
+        """XLA's CPU writes an all-to-all as a tuple of what goes to each device."""
+        import hlo
+
+        kind = (jax.sharding.AxisType.Auto,) * 2
+        mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=kind)
+        spec = jax.sharding.PartitionSpec("fsdp")
+        sharding = jax.sharding.NamedSharding(mesh, spec)
+        shape = jax.ShapeDtypeStruct((32, 64), "float32", sharding=sharding)
+        params = {f"layer_{i}": shape for i in range(11)}
+        plan = optax_muon.plan(params, sharding=sharding)
+        tx = optax_muon.scale_by_muon(sharding=sharding)
+        state = jax.eval_shape(tx.init, params)
+        text = jax.jit(tx.update).lower(params, state).compile().as_text()
+        found = hlo.Program(text)
+        sent = sum(one.sent * one.times for one in found.collectives())
+        assert sent == plan.buckets[0].bytes_sent
+        assert found.flops() == plan.buckets[0].flops

@@ -19,6 +19,7 @@ PARAMS = {
     "down": {"kernel": np.ones((32, 16), np.float32)},
 }
 KELLER = NewtonSchulz("keller_jordan")
+CUBIC = NewtonSchulz("cubic", steps=2)  # rounding hardly grows
 
 
 @pytest.fixture
@@ -60,6 +61,12 @@ class TestForms:
             state = jax.jit(tx.init)(PARAMS)
             step, _ = jax.jit(tx.update)(PARAMS, state)
         assert step["up"]["kernel"].sharding.spec == P("fsdp", "tensor")
+
+    def test_parameters_on_one_device(self):
+        sharding = shardings_of(jax.tree.map(jnp.asarray, PARAMS))
+        assert placements(sharding) == {"down/kernel": []}
+        tx = scale_by_muon(sharding=sharding)
+        tx.update(PARAMS, tx.init(PARAMS))
 
     def test_none_on_a_mesh_of_automatic_axes_means_unsharded(self, mesh):
         with jax.set_mesh(mesh):
@@ -132,6 +139,52 @@ class TestRefused:
         tx = scale_by_muon(sharding=NamedSharding(mesh, P(None, "x")))
         with pytest.raises(ValueError, match="its type says"):
             tx.init({"kernel": kernel})
+
+    def test_momentum_that_lies_elsewhere(self):
+        mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+        rows, columns = (NamedSharding(mesh, spec) for spec in (P("x"), P(None, "x")))
+        kernel = jnp.ones((16, 32))
+        tx = scale_by_muon()
+        state = tx.init({"kernel": jax.device_put(kernel, rows)})
+        for gradient in (jax.device_put(kernel, columns), np.asarray(kernel)):
+            with pytest.raises(ValueError, match="sharded over other axes") as raised:
+                tx.update({"kernel": gradient}, state)
+            assert "kernel  (16, 32): gradient" in str(raised.value)
+
+    def test_a_mesh_of_both_kinds_of_axes_must_be_told(self):
+        kinds = (AxisType.Explicit, AxisType.Auto)
+        mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=kinds)
+        where = NamedSharding(mesh, P("fsdp", "tensor"))
+        rng = np.random.default_rng(0)
+        kernel = rng.normal(size=(16, 32)).astype(np.float32)
+        placed = jax.device_put({"kernel": kernel}, where)
+        with jax.set_mesh(mesh):
+            with pytest.raises(ValueError, match="they tell only"):
+                scale_by_muon().init(placed)
+            tx = scale_by_muon(orthogonalizer=CUBIC, sharding=shardings_of(placed))
+            state = jax.jit(tx.init)(placed)
+            step, state = jax.jit(tx.update)(placed, state)
+        alone = scale_by_muon(orthogonalizer=CUBIC)
+        expected, _ = alone.update({"kernel": kernel}, alone.init({"kernel": kernel}))
+        np.testing.assert_allclose(step["kernel"], expected["kernel"], atol=1e-6)
+        for leaf in (step["kernel"], state.momentum["kernel"]):
+            assert leaf.sharding.is_equivalent_to(where, 2)
+
+    def test_arrays_in_host_memory(self, mesh):
+        host = NamedSharding(mesh, P(), memory_kind="pinned_host")
+        with pytest.raises(ValueError, match="memory_kind='pinned_host'"):
+            scale_by_muon(sharding=host).init(PARAMS)
+
+    def test_tracers_do_not_tell(self):
+        with pytest.raises(TypeError, match="under jit"):
+            jax.jit(lambda p: shardings_of(p) and p)(PARAMS)
+
+    def test_all_leaves_of_a_recipe_at_once(self, mesh):
+        params = {"kernel": np.ones((16, 32)), "bias": np.ones(32)}
+        with jax.set_mesh(mesh), pytest.raises(ValueError, match="muon: ") as raised:
+            optax_muon.muon(0.1, sharding=P("rows")).init(params)
+        assert "bias  (32,)" in str(raised.value)
+        assert "kernel  (16, 32)" in str(raised.value)
 
 
 class TestKeepOut:

@@ -1,0 +1,150 @@
+"""Who does what of a stack: the choice, its cost, and columns of one matrix shared."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optax_muon
+from optax_muon import NewtonSchulz, Qdwh, scale_by_muon
+from optax_muon import _division as division_module
+from optax_muon._cost import Work
+from optax_muon._division import bytes_sent, divide
+from optax_muon._exchange import Division, Goal
+from optax_muon._placement import Factor, Placement
+
+KELLER = NewtonSchulz("keller_jordan")
+# Two steps whose slope at zero is 2.25: rounding hardly grows.
+CUBIC = NewtonSchulz("cubic", steps=2)
+ROWS = Placement(rows=(Factor((("fsdp", 64), ("tensor", 4)), 16),))
+
+
+def whole_only(devices):
+    return Work(1e12) if devices == 1 else None
+
+
+def by_columns(devices):
+    """A third of the work is with the short side."""
+    return Work(1e12 * (1 / 3 + 2 / 3 / devices), reductions=0 if devices == 1 else 3)
+
+
+class TestChoice:
+    def test_enough_matrices_are_owned_whole(self):
+        chosen = divide(ROWS, (512, 4096, 16384), 2, "tpu", by_columns)
+        assert (chosen.stack.ways, chosen.long.ways) == (256, 1)
+
+    def test_few_are_shared_by_columns(self):
+        chosen = divide(ROWS, (64, 4096, 16384), 2, "tpu", by_columns)
+        assert chosen.long.rows == (("tensor", 4),)
+        assert chosen.stack.rows == (("fsdp", 64),)
+
+    def test_not_where_that_cannot_be(self):
+        chosen = divide(ROWS, (64, 4096, 16384), 2, "tpu", whole_only)
+        assert (chosen.stack.ways, chosen.long.ways) == (256, 1)
+
+    def test_not_where_parts_would_be_narrow_or_unequal(self):
+        for columns in (256, 1030):  # 64 each, or not divisible by 4
+            chosen = divide(ROWS, (64, 128, columns), 2, "tpu", by_columns)
+            assert chosen.long.ways == 1
+
+    def test_axes_that_lie_on_the_columns_may_stay(self):
+        columns = Placement(columns=(Factor((("x", 4),), 4096),))
+        chosen = divide(columns, (1, 4096, 16384), 2, "tpu", by_columns)
+        assert chosen == Division(Goal(), Goal(columns=(("x", 4),)))
+        assert not chosen.moved
+
+    def test_copies_of_few_small_matrices_all_do_the_same(self):
+        copies = Placement(copies=(("data", 8),))
+        small = divide(copies, (8, 16, 16), 4, "tpu", lambda _: Work(1e5))
+        assert small == Division()
+        large = divide(copies, (8, 1024, 1024), 4, "tpu", lambda _: Work(1e12))
+        assert large == Division(Goal(copies=(("data", 8),)))
+
+
+def test_bytes_are_counted_by_hand():
+    rows = Placement(rows=(Factor((("x", 4),), 2),), copies=(("y", 2),))
+    division = Division(Goal(rows=(("x", 4),), copies=(("y", 2),)))
+    # 5 matrices of 8 x 16 are padded to 8. A device has 8 * 8 * 16 / 4 entries, of
+    # which it sees to half; three quarters of that leave it, twice; then it receives
+    # the other half.
+    assert bytes_sent(division, rows, (5, 8, 16), 2) == 2 * (2 * 128 * 3 / 4 + 128)
+
+
+PLACE = st.sampled_from(["rows", "columns", "copies"])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.lists(PLACE, min_size=3, max_size=3),
+    st.integers(1, 9),
+    st.sampled_from([(8, 16), (16, 8), (16, 16), (24, 40)]),
+    st.integers(0, 30),
+)
+def test_every_division_gives_the_same_values(places, count, shape, pick):
+    """Not only the cheapest: all of them are right."""
+    mesh = jax.make_mesh((2, 2, 2), ("a", "b", "c"), axis_types=(AxisType.Auto,) * 3)
+    on = {
+        place: tuple(name for name, p in zip("abc", places, strict=True) if p == place)
+        for place in set(places)
+    }
+    spec = P(None, on.get("rows"), on.get("columns"))
+    gradient = np.random.default_rng(0).normal(size=(count, *shape)).astype(np.float32)
+    axes = optax_muon.MatrixAxes(1, 2)
+
+    def pick_one(placement, shape, itemsize, platform, work):
+        del itemsize, platform, work
+        found = list(division_module._divisions(placement, shape))
+        return found[pick % len(found)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(division_module, "MIN_COLUMNS", 1)
+        patch.setattr("optax_muon._polar_factors.divide", pick_one)
+        jax.clear_caches()  # what is patched is no part of jit's key
+        tx = scale_by_muon(
+            orthogonalizer=CUBIC, matrix_axes=axes, sharding=NamedSharding(mesh, spec)
+        )
+        placed = jax.device_put(gradient, NamedSharding(mesh, spec))
+        step, _ = jax.jit(lambda g: tx.update(g, tx.init(g)))(placed)
+    jax.clear_caches()
+    alone = scale_by_muon(orthogonalizer=CUBIC, matrix_axes=axes)
+    expected, _ = alone.update(gradient, alone.init(gradient))
+    # Sums in other orders, of entries below 1.
+    np.testing.assert_allclose(step, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("columns", [1024, 516])
+def test_columns_of_one_matrix_on_several_devices(columns, benchmark_modules):
+    """Sums of n x n matrices once a cycle, outside the loops; the same polar factor."""
+    import hlo
+
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    sharding = NamedSharding(mesh, P("fsdp", "tensor" if columns % 8 == 0 else None))
+    rng = np.random.default_rng(0)
+    params = {f"layer_{i}": rng.normal(size=(128, columns)) for i in range(2)}
+    params = jax.tree.map(lambda x: x.astype(np.float32), params)
+    plan = optax_muon.plan(params, None, sharding, orthogonalizer=KELLER)
+    [bucket] = plan.buckets
+    placed = jax.device_put(params, sharding)
+    tx = scale_by_muon(orthogonalizer=KELLER, sharding=sharding)
+    state = jax.jit(tx.init)(placed)
+    program = jax.jit(tx.update).lower(placed, state).compile()
+    found = hlo.Program(program.as_text())
+    assert not any(one.in_loop for one in found.collectives())
+    if columns == 1024:
+        assert bucket.division.column_axes
+        assert "columns over" in str(plan)
+        # Its norm's maximum and squares, and R of the single cycle.
+        assert found.counts()["all-reduce"] <= 3
+    step, _ = program(placed, state)
+    alone = scale_by_muon(orthogonalizer=KELLER)
+    expected, _ = alone.update(params, alone.init(params))
+    for name in params:
+        np.testing.assert_allclose(step[name], expected[name], atol=1e-5)
+
+
+def test_exact_factors_need_whole_matrices():
+    with pytest.raises(NotImplementedError, match="needs whole matrices"):
+        Qdwh().polar_factor_of_columns(np.ones((1, 2, 4)), ("x",), "cpu")
