@@ -4,19 +4,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test test-peers lint docs bench sweep compare requirements clean
+.PHONY: train test test-peers test-slow lint docs bench sweep compare requirements clean
 
 # Flags of the training program: make train ARGS="--data my_texts --out runs/mine"
 train: $(VENV)/installed
 	$(BIN)/python examples/gpt/train.py $(ARGS)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 -m "not peers" --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not peers and not slow" --cov --cov-report=term $(ARGS)
 
 # Parity with PyTorch's CPU build, which only these tests need.
 test-peers: $(VENV)/installed
 	$(PIP) -r requirements-peers.txt
 	$(BIN)/python -m pytest -m peers $(ARGS)
+
+# Several processes, some of them killed. One at a time: each starts up to eight devices.
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
