@@ -205,9 +205,6 @@ class TestKeepOut:
             state = jax.jit(tx.init)(placed)
             program = jax.jit(tx.update).lower(placed, state).compile()
             counts.append(hlo.Program(program.as_text()).counts())
-            # Devices 0 to 3 are one side of the slow network.
-            crossing = "{{0,4}" in program.as_text().replace(" ", "")
-            assert crossing == (argument is sharding)
         assert counts == [{"all-to-all": 2, "all-gather": 1}, {"all-to-all": 2}]
 
     def test_an_axis_that_cuts_matrices_cannot_be_kept_out(self, mesh):
