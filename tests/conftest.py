@@ -40,3 +40,19 @@ def benchmark_modules():
     for name in names & set(sys.modules):
         del sys.modules[name]
     sys.modules.update(others)
+
+
+@pytest.fixture(scope="module")
+def pod_modules():
+    """pod_train.py, its folder pod/ and the GPT example's files may be imported."""
+    examples = Path(__file__).parents[1] / "examples"
+    folders = [str(examples), str(examples / "gpt")]
+    before = set(sys.modules)
+    sys.path[:0] = folders
+    yield
+    for folder in folders:
+        sys.path.remove(folder)
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if file.startswith(str(examples)):
+            del sys.modules[name]
