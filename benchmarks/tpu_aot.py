@@ -10,6 +10,7 @@ results/tpu_aot.json; a second call goes on from there.
 """
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -35,6 +36,7 @@ import hlo
 import machine
 import optax_muon
 import pods
+from pod_table import table
 from store import Store, UsageError, load
 
 RESULTS = Path(__file__).parent / "results" / "tpu_aot.json"
@@ -144,11 +146,14 @@ def wanted(options: argparse.Namespace) -> list[tuple[str, pods.Target, str]]:
 
 def program(target: pods.Target, contestant: str) -> dict:
     """What one compiled step does and needs, on each device."""
-    devices = np.array(
-        topologies.get_topology_desc(
-            platform="tpu", topology_name=target.topology
-        ).devices
+    chips = math.prod(target.mesh.values())
+    described = topologies.get_topology_desc(
+        platform="tpu",
+        topology_name=target.topology,
+        # A host has four chips unless it is told that there are fewer.
+        **({"chips_per_host_bounds": (1, 1, 1)} if chips < 4 else {}),
     )
+    devices = np.array(described.devices)
     mesh = Mesh(devices.reshape(tuple(target.mesh.values())), tuple(target.mesh))
     shardings = {
         name: NamedSharding(mesh, leaf.spec) for name, leaf in target.model.items()
@@ -227,7 +232,7 @@ def due(target: pods.Target, params: dict, shardings: dict) -> dict:
         ).buckets
         for sharding in (shardings, None)
     )
-    chips = int(np.prod(list(target.mesh.values())))
+    chips = math.prod(target.mesh.values())
     entries = sum(leaf.size for name, leaf in params.items() if axes[name] is not None)
     return {
         "planned_flops": int(sum(bucket.flops for bucket in planned)),
@@ -237,34 +242,6 @@ def due(target: pods.Target, params: dict, shardings: dict) -> dict:
         "even_sent_bytes": 2 * 2 * entries // chips,
         "stacks": [str(bucket) for bucket in planned],
     }
-
-
-def table(document: dict) -> str:
-    """Markdown: a line for each program."""
-    head = (
-        "program | chips | collectives | in loops | sent, MB | temporary, GB | "
-        "TFLOP | compile, s | least ms: products, network, memory"
-    )
-    lines = [f"| {head} |", "|" + " --- |" * (head.count("|") + 1)]
-    for rows in document["results"].values():
-        for case, row in rows.items():
-            if "refused" in row:
-                lines.append(f"| {case} | {row['refused']} |" + " |" * head.count("|"))
-                continue
-            kinds = ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items())
-            cells = (
-                case,
-                row["chips"],
-                kinds or "none",
-                row["in_loops"],
-                f"{row['sent_bytes'] / 1e6:.3g}",
-                f"{row['temp_bytes'] / 1e9:.3g}",
-                f"{row['flops'] / 1e12:.3g}",
-                row["compile_seconds"],
-                ", ".join(f"{ms:.3g}" for ms in row["ms"].values()),
-            )
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

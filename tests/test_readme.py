@@ -108,3 +108,12 @@ def test_speed_is_that_of_the_committed_benchmark():
     results = ROOT / "benchmarks" / "results" / "cpu.json"
     table = report.markdown(json.loads(results.read_text()))
     assert f"\n\n{table}\n\n" in section("Orthogonalization")
+
+
+@pytest.mark.usefixtures("benchmark_modules")
+def test_pods_are_those_of_the_committed_programs():
+    import pod_table
+
+    results = json.loads((ROOT / "benchmarks/results/tpu_aot.json").read_text())
+    table = pod_table.table(results, ("targets",))
+    assert f"\n\n{table}\n\n" in section("Sharded training")
