@@ -216,3 +216,57 @@ def test_moments_lie_as_the_parameters_do():
             assert leaf.sharding.is_equivalent_to(where, leaf.ndim), path
             found += 1
     assert found == 2 + 2 + 1  # Adam's two moments of two leaves, and one momentum
+
+
+def test_rules_see_whole_leaves():
+    """One channel a device is not depthwise: routing would change with the mesh."""
+    mesh = mesh_of("x8", AxisType.Auto)
+    spec = {"conv": {"kernel": P(None, None, "x")}}
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 8, 32)), jnp.float32)
+    gradients = {"conv": {"kernel": kernel}}
+
+    def optimizer(sharding):
+        return muon(0.1, orthogonalizer=NewtonSchulz("cubic"), sharding=sharding)
+
+    def update(g):
+        tx = optimizer(spec)
+        return tx.update(g, tx.init(g), g)[0]
+
+    inside = jax.shard_map(update, mesh=mesh, in_specs=(spec,), out_specs=spec)
+    alone = optimizer(None)
+    expected, _ = alone.update(gradients, alone.init(gradients), gradients)
+    close(jax.jit(inside)(gradients), expected, atol=1e-5)
+
+
+def test_mesh_axes_may_have_any_names():
+    names = ("own", "row 0")
+    mesh = jax.make_mesh((4, 2), names, axis_types=(AxisType.Auto,) * 2)
+    sharding = NamedSharding(mesh, P(*names))
+    gradient = np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)
+    tx = scale_by_muon(orthogonalizer=KELLER, sharding=sharding)
+    placed = jax.device_put(gradient, sharding)
+    step, _ = jax.jit(lambda g: tx.update(g, tx.init(g)))(placed)
+    alone = scale_by_muon(orthogonalizer=KELLER)
+    expected, _ = jax.jit(lambda g: alone.update(g, alone.init(g)))(gradient)
+    close(step, expected)
+
+
+def test_an_ensemble_mapped_over_an_explicit_axis():
+    """`KeepOut` leaves an axis to vmap that no leaf is cut over."""
+    mesh = jax.make_mesh(
+        (2, 4), ("ensemble", "fsdp"), axis_types=(AxisType.Explicit,) * 2
+    )
+    where = NamedSharding(mesh, P("ensemble", "fsdp"))
+    rng = np.random.default_rng(0)
+    members = jnp.asarray(rng.normal(size=(2, 16, 32)), jnp.float32)
+    cubic = NewtonSchulz("cubic", steps=2)  # rounding hardly grows
+    tx = scale_by_muon(orthogonalizer=cubic, sharding=KeepOut("ensemble"))
+    alone = scale_by_muon(orthogonalizer=cubic)
+
+    def update(tx):
+        return jax.jit(jax.vmap(lambda g: tx.update(g, tx.init(g))[0]))
+
+    with jax.set_mesh(mesh):
+        found = update(tx)(jax.device_put(members, where))
+    close(found, update(alone)(members))
