@@ -135,10 +135,9 @@ class Program:
             operands = _REFERENCE.findall(_bracket(start.rest))
             at = int(place[1]) if start.opcode == "tuple" else 0
             start = here[operands[at]]
-        # XLA sinks a start that is not written here out of the loop around it: 0 or 1,
-        # as loops over steps have it, makes no difference that matters.
-        first = int(_bracket(start.rest)) if start.opcode == "constant" else 0
-        return int(_bracket(end.rest)) - first
+        if start.opcode != "constant":
+            raise ValueError(f"{loop.name} does not count up from a constant")
+        return int(_bracket(end.rest)) - int(_bracket(start.rest))
 
     def collectives(self) -> list[Collective]:
         """Every collective once.

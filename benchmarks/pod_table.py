@@ -28,3 +28,40 @@ def table(document: dict, parts: tuple[str, ...] = ("targets", "scaling")) -> st
             )
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def verdicts(document: dict, bounds: dict[str, tuple[int, float]]) -> str:
+    """What was aimed at, beside what was found: a line for each claim.
+
+    Args:
+      document: the results.
+      bounds: of each target, the most all-to-alls and temporary gigabytes. A program of
+        ours should also compile in an eighth of the time of optax's, where that is
+        there, and have nothing else in loops.
+    """
+    rows = document["results"].get("targets", {})
+    lines = []
+
+    def claim(text: str, found: float, most: float) -> None:
+        verdict = "pass" if found <= most else "FAIL"
+        lines.append(f"{text}: {found:.3g}, at most {most:.3g}: {verdict}")
+
+    for name, (moves, gigabytes) in bounds.items():
+        row = rows.get(f"{name} ours")
+        if row is None:
+            lines.append(f"{name}: not compiled")
+            continue
+        claim(f"{name}: all-to-alls", row["collectives"].get("all-to-all", 0), moves)
+        claim(f"{name}: all-gathers", row["collectives"].get("all-gather", 0), 0)
+        claim(f"{name}: collectives in loops", row["in_loops"], 0)
+        claim(f"{name}: temporary GB", row["temp_bytes"] / 1e9, gigabytes)
+        # Padding is in the plan's FLOPs and in padded bytes; sums of n x n matrices,
+        # where devices share columns, are bytes apart.
+        claim(f"{name}: FLOPs / planned", row["flops"] / row["planned_flops"], 1.05)
+        moved = row["moved_bytes"] / row["padded_moved_bytes"]
+        claim(f"{name}: all-to-alls' bytes / padded shards both ways", moved, 1.1)
+        peer = rows.get(f"{name} optax")
+        if peer is not None:
+            ratio = row["compile_seconds"] / peer["compile_seconds"]
+            claim(f"{name}: compile time / optax's", ratio, 1 / 8)
+    return "\n".join(lines)

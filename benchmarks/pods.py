@@ -54,7 +54,7 @@ class Target:
       topology: as libtpu names it: "v5e:4x4".
       mesh: names and sizes of mesh axes.
       model: the parameters.
-      bounds: what is aimed at: collectives and temporary gigabytes.
+      bounds: what is aimed at: at most so many all-to-alls and temporary gigabytes.
     """
 
     name: str
@@ -203,5 +203,4 @@ SCALING = tuple(
     )
     for chips, topology in SCALES.items()
     for kind, layers in (("strong", 64), ("weak", max(1, chips // 4)))
-    if chips <= 2048
 )

@@ -36,7 +36,7 @@ import hlo
 import machine
 import optax_muon
 import pods
-from pod_table import table
+from pod_table import table, verdicts
 from store import Store, UsageError, load
 
 RESULTS = Path(__file__).parent / "results" / "tpu_aot.json"
@@ -86,7 +86,9 @@ def main(argv: list[str] | None = None) -> None:
         document = load(options.out) if options.table else measure(options)
     except UsageError as error:
         sys.exit(f"error: {error}")
+    bounds = {one.name: one.bounds for one in pods.TARGETS if one.bounds is not None}
     print(table(document))
+    print(f"\nAimed at\n\n{verdicts(document, bounds)}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -208,6 +210,9 @@ def counted(found: hlo.Program, compiled: object, target: pods.Target) -> dict:
         "in_loops": sum(one.in_loop for one in collectives),
         "overlapped": found.overlapped(),
         "sent_bytes": int(sent),
+        "moved_bytes": int(
+            sum(one.sent * one.times for one in collectives if one.kind == "all-to-all")
+        ),
         "temp_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
         "flops": flops,
@@ -238,7 +243,13 @@ def due(target: pods.Target, params: dict, shardings: dict) -> dict:
         "planned_flops": int(sum(bucket.flops for bucket in planned)),
         "even_flops": int(sum(bucket.flops for bucket in undivided) / chips),
         "planned_sent_bytes": int(sum(bucket.bytes_sent for bucket in planned)),
-        # Both ways in bfloat16, every entry once.
+        # Both ways in bfloat16: what a device owns of padded stacks; every entry once.
+        "padded_moved_bytes": int(
+            sum(
+                2 * 2 * one.own * math.prod(one.matrix) / one.division.long.ways
+                for one in planned
+            )
+        ),
         "even_sent_bytes": 2 * 2 * entries // chips,
         "stacks": [str(bucket) for bucket in planned],
     }

@@ -23,6 +23,7 @@ import sys
 
 from pod.processes import UsageError, start
 from pod.run import GPTConfig, RunConfig, run
+from usage import positive
 
 MODEL, CONFIG = GPTConfig(), RunConfig()
 
@@ -76,17 +77,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--save-every", CONFIG.save_every, "steps between checkpoints")
     add("--keep", CONFIG.keep, "checkpoints to keep; older ones are deleted")
     parser.add_argument(
+        "--overlap",
+        action="store_true",
+        help="on TPU: exchange beside other work, for memory; not every slice can",
+    )
+    parser.add_argument(
         "--digests", action="store_true", help="print digests of what is saved"
     )
     return parser.parse_args(argv)
-
-
-def positive(text: str) -> int:
-    """An argument that counts something."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive; give 1 or more")
-    return number
 
 
 if __name__ == "__main__":

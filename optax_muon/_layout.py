@@ -61,7 +61,7 @@ class Layout:
             in_specs=(*(specs for _ in leaves), PartitionSpec()),
             out_specs=tuple(specs for _ in leaves),
             axis_names=set(self.enter),
-            check_vma=False,  # it does not know that an all-gather makes equal copies
+            check_vma=False,  # a user's function, or QDWH, is not written for it
         )(*leaves, rest)
 
     def entered(self, index: int) -> Spec:

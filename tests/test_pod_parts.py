@@ -138,9 +138,14 @@ def test_leaves_that_cannot_be_cut_are_all_named(pod_modules):
 
 def test_only_a_tpu_is_told_of_its_options():
     from pod.training import options_for
+    from usage import UsageError
 
-    assert options_for("tpu") == {"xla_tpu_enable_async_all_to_all": "true"}
-    assert options_for("cpu") is None
+    option = {"xla_tpu_enable_async_all_to_all": "true"}
+    assert options_for("tpu", overlap=True) == option
+    assert options_for("tpu", overlap=False) is None
+    assert options_for("cpu", overlap=False) is None
+    with pytest.raises(UsageError, match="--overlap"):
+        options_for("cpu", overlap=True)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 1), (8, 1, 1), (2, 2, 2), (1, 2, 4)])

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
-from usage import UsageError
+from usage import UsageError, changes
 
 
 class Checkpoints:
@@ -73,17 +73,11 @@ class Checkpoints:
 
 
 def _require_same(folder: Path, stored: dict, asked: dict) -> None:
-    differences = [
-        f"{key} was {stored.get(key)} and is now {asked.get(key)}"
-        for key in sorted(stored.keys() | asked.keys())
-        if stored.get(key) != asked.get(key)
-    ]
-    if differences:
+    if differences := changes(stored, asked):
         raise UsageError(
             "--out",
             folder.parent,
-            f"the run in {folder.name}/ had another configuration: "
-            + "; ".join(differences),
+            f"the run in {folder.name}/ had another configuration: {differences}",
             "Repeat the first configuration to resume it, name another --out, or give "
             "--fresh to delete that run and start over",
         )

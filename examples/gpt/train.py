@@ -23,7 +23,7 @@ import report
 from checkpoints import Checkpoints
 from loop import TrainConfig, initial_params, train
 from model import GPTConfig
-from usage import UsageError
+from usage import UsageError, positive
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -156,14 +156,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--fresh", action="store_true", help="delete the former runs and start over"
     )
     return parser.parse_args(argv)
-
-
-def positive(text: str) -> int:
-    """An argument that counts something."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive; give 1 or more")
-    return number
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ class RunConfig:
       mesh: AXIS=SIZE pairs; None puts all devices on fsdp.
       data: a folder of text files; None takes Python's standard library.
       keep: how many checkpoints to keep.
+      overlap: whether exchanges run beside other work, which takes a TPU.
       digests: whether to print digests of the state as it is saved and resumed.
     """
 
@@ -39,6 +40,7 @@ class RunConfig:
     out: str = "runs/pod"
     save_every: int = 10
     keep: int = 3
+    overlap: bool = False
     digests: bool = False
 
 
@@ -51,7 +53,9 @@ def run(model: GPTConfig, config: RunConfig) -> None:
     decisive = _decisive(model, config, text)
     require_same("flags", decisive, "Start all with the same flags and text")
 
-    training = Training(model, mesh, config.learning_rate, config.seed)
+    training = Training(
+        model, mesh, config.learning_rate, config.seed, overlap=config.overlap
+    )
     feed = Feed(text, cut, config.seed, config.batch, model.context)
     say(f"processes: {jax.process_count()}, devices: {jax.device_count()}")
     say(f"mesh: {layout.text_of(mesh)}")

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from pod.digests import checksums
 from pod.processes import from_all, require_same, say
-from usage import UsageError
+from usage import UsageError, changes
 
 # In the names that Orbax gives to steps before they are complete.
 UNFINISHED = ".orbax-checkpoint-tmp"
@@ -202,15 +202,10 @@ def _numbers(state: Any) -> dict[str, int]:
 
 
 def _require_config(folder: Path, stored: dict, asked: dict) -> None:
-    differences = [
-        f"{key} was {stored.get(key)} and is now {asked.get(key)}"
-        for key in sorted(stored.keys() | asked.keys())
-        if stored.get(key) != asked.get(key)
-    ]
-    if differences:
+    if differences := changes(stored, asked):
         raise UsageError(
             "--out",
             folder,
-            f"its run had another configuration: {'; '.join(differences)}",
+            f"its run had another configuration: {differences}",
             "Repeat its configuration to resume it, or name another --out",
         )
