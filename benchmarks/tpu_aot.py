@@ -167,12 +167,14 @@ def program(target: pods.Target, contestant: str) -> dict:
     }
     state = laid_out(jax.eval_shape(transformation.init, params), params, mesh)
 
-    def step(gradients, state, params):
+    # What is donated comes in the order of the results, by which JAX pairs arrays of
+    # one shape: a momentum that took a parameter's place would have to be copied.
+    def step(gradients, params, state):
         updates, state = transformation.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
     start = time.perf_counter()
-    lowered = jax.jit(step, donate_argnums=(1, 2)).lower(params, state, params)
+    lowered = jax.jit(step, donate_argnums=(1, 2)).lower(params, params, state)
     options = ASYNC if "asynchronous" in contestant else None
     compiled = lowered.compile(compiler_options=options)
     seconds = time.perf_counter() - start

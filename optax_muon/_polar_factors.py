@@ -1,18 +1,24 @@
-"""The bracket of the pipeline: the polar factors of all leaves, one stack a shape."""
+"""The bracket of the pipeline: the polar factors of all leaves, one chain a shape."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from optax_muon._cost import Work
 from optax_muon._division import bytes_sent, divide
-from optax_muon._exchange import Division, exchange
+from optax_muon._exchange import Division, Exchange
 from optax_muon._orthogonalize import orthogonalize
 from optax_muon._orthogonalizer import Orthogonalizer
 from optax_muon._placement import PlacedView
-from optax_muon._stacking import Stack, stacks, through_stack
+from optax_muon._splitting import split
+from optax_muon._stacking import Stack, chains, join, part, stacks
+
+Leaves = Mapping[int, jax.Array]
+"""Some of a tree's leaves, by their indices."""
 
 
 def polar_factors(
@@ -30,64 +36,65 @@ def polar_factors(
     Returns:
       Arrays like the leaves.
     """
-    results: list[jax.Array] = list(leaves)
-    for stack in stacks(
+    found = stacks(
         views,
         [leaf.dtype for leaf in leaves],
         either_orientation=orthogonalizer.either_orientation,
-    ):
-        members = [leaves[i] for i in stack.members]
-        of_members = [views[i] for i in stack.members]
-        factors = _factors(members, of_members, stack, orthogonalizer)
-        for i, factor in zip(stack.members, factors, strict=True):
-            results[i] = factor
-    return results
-
-
-def _factors(
-    leaves: list[jax.Array],
-    views: list[PlacedView],
-    stack: Stack,
-    orthogonalizer: Orthogonalizer,
-) -> list[jax.Array]:
-    through = partial(
-        through_stack,
-        views=views,
-        either_orientation=orthogonalizer.either_orientation,
     )
-    if not stack.placement.shared or 0 in stack.shape:
-        return through(partial(orthogonalize, orthogonalizer=orthogonalizer), leaves)
+    results: dict[int, jax.Array] = {}
+    for chain in chains(found):
+        given = {i: leaves[i] for stack in chain for i in stack.members}
+        on = partial(_of_chain, chain, views, orthogonalizer)
+        # A TPU and a GPU do the same.
+        results |= lax.platform_dependent(
+            given, cpu=partial(on, "cpu"), default=partial(on, "gpu")
+        )
+    return [results[i] for i in range(len(leaves))]
 
-    def on(platform: str) -> Callable[..., list[jax.Array]]:
+
+def _of_chain(
+    chain: Sequence[Stack],
+    views: Sequence[PlacedView],
+    orthogonalizer: Orthogonalizer,
+    platform: str,
+    leaves: Leaves,
+) -> Leaves:
+    """The polar factors of a chain's leaves, by way of their owners.
+
+    Its stacks travel apart, since they lie in different ways, but are iterated as one:
+    the program has one iteration for all of them.
+    """
+    dtype = orthogonalizer.travel_dtype(chain[0].dtype, platform)
+    alike: dict[Any, list[tuple[Stack, Exchange, jax.Array]]] = {}
+    for stack in chain:
         division = division_of(stack, orthogonalizer, platform)
-        dtype = orthogonalizer.travel_dtype(stack.dtype, platform)
-
-        def owned(x: jax.Array) -> jax.Array:
-            if division.column_axes:
-                return orthogonalizer.polar_factor_of_columns(
-                    x, division.column_axes, platform
-                )
-            return orthogonalize(x, orthogonalizer)
-
-        def run(*leaves: jax.Array) -> list[jax.Array]:
-            cast = [leaf.astype(dtype) for leaf in leaves]
-            move = partial(
-                exchange, owned, placement=stack.placement, division=division
-            )
-            factors = through(move, cast)
-            return [factor.astype(stack.dtype) for factor in factors]
-
-        return run
-
-    # A TPU and a GPU do the same.
-    return lax.platform_dependent(*leaves, cpu=on("cpu"), default=on("gpu"))
+        shards = join(leaves, views, stack, dtype)
+        exchange = Exchange.of(shards.shape, stack.placement, division)
+        owned = exchange.to_owners(shards)
+        # What is alike on some devices seems to differ once it is joined with what does
+        # differ: a user's `jax.shard_map` checks types alone.
+        key = frozenset(division.column_axes), exchange.varying
+        alike.setdefault(key, []).append((stack, exchange, owned))
+    results: dict[int, jax.Array] = {}
+    for together in alike.values():
+        # Barriers, or XLA would widen x before it is rearranged, and narrow it after.
+        x = lax.optimization_barrier(jnp.concatenate([own for *_, own in together]))
+        if column_axes := together[0][1].division.column_axes:
+            x = orthogonalizer.polar_factor_of_columns(x, column_axes, platform)
+        else:
+            x = orthogonalize(x, orthogonalizer)
+        x = lax.optimization_barrier(x.astype(dtype))
+        parts = split(x, [len(own) for *_, own in together])
+        for (stack, exchange, _), each in zip(together, parts, strict=True):
+            results |= part(exchange.to_shards(each), views, stack)
+    return results
 
 
 def division_of(
     stack: Stack, orthogonalizer: Orthogonalizer, platform: str
 ) -> Division:
     """Who does what of a stack on "cpu", "gpu" or "tpu"."""
-    if not stack.placement.shared or 0 in stack.shape:
+    if stack.is_local:
         return Division()
     return divide(
         stack.placement,

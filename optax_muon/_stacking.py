@@ -3,11 +3,12 @@
 All matrices of one shape, in either orientation, of one dtype, and sharded in one way
 form one stack, whichever leaf they come from: the compiled program grows with the
 number of shapes, not with the number of layers. A cap on a stack's bytes on a device
-bounds the memory: there is one chain a shape, and one more for each further GiB of it.
+bounds the memory: there is one stack a shape, and one more for each further GiB of it.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from optax_muon._casts import at_least_float32
-from optax_muon._placement import PlacedView, Placement
+from optax_muon._placement import PlacedView, Placement, axes_of, ways
 from optax_muon._routing import MatrixView
 from optax_muon._splitting import split
 
@@ -32,7 +33,7 @@ MAX_CHUNK_BYTES = 2**24
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Matrices that go through one chain together.
+    """Matrices that lie alike, as one array.
 
     Attributes:
       shape: [batch, rows, columns]: the matrices' whole rows and columns, but of the
@@ -40,12 +41,25 @@ class Stack:
       dtype: of the leaves.
       placement: where shards of the matrices lie, as they are stacked.
       members: indices of the leaves.
+      turned: of each of them, whether its matrices are transposed.
     """
 
     shape: tuple[int, int, int]
     dtype: np.dtype
     placement: Placement
     members: tuple[int, ...]
+    turned: tuple[bool, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of this device's shards."""
+        cut_by = axes_of(self.placement.rows) + axes_of(self.placement.columns)
+        return math.prod(self.shape) * self.dtype.itemsize // ways(cut_by)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether there is nothing to exchange or divide among devices."""
+        return not self.placement.shared or 0 in self.shape
 
 
 def stacks(
@@ -59,87 +73,122 @@ def stacks(
 
     Args:
       either_orientation: whether matrices may be transposed, so that none is taller
-        than wide.
+        than wide; of square ones the fewer are.
       max_bytes: past this, on one device, a stack is split between two leaves; one leaf
         never is.
     """
-    found: dict[Any, list[int]] = {}
+    found: dict[Any, dict[int, bool]] = {}
     for index, (view, dtype) in enumerate(zip(views, dtypes, strict=True)):
-        turned = either_orientation and view.is_tall
         fans, placement = view.whole.fans, view.placement
-        if turned:
+        if turn := either_orientation and view.is_tall:
             fans, placement = fans[::-1], placement.turned
-        found.setdefault((fans, dtype, placement), []).append(index)
+        found.setdefault((fans, dtype, placement), {})[index] = turn
     sizes = [
         view.local.size * dtype.itemsize
         for view, dtype in zip(views, dtypes, strict=True)
     ]
+    result = []
+    for (fans, dtype, placement), turned in found.items():
+        # Of squares the fewer: XLA may lay out parameters to suit a transposed result,
+        # which copies each of them twice.
+        most = 2 * sum(turned.values()) > len(turned)
+        other = most and fans[0] == fans[1]
+        for members in _under_the_cap(list(turned), sizes, max_bytes):
+            stack = Stack(
+                (sum(views[i].local.matrices[0] for i in members), *fans),
+                dtype,
+                placement.turned if other else placement,
+                tuple(members),
+                tuple(turned[i] != other for i in members),
+            )
+            result.append(stack)
+    return result
+
+
+def chains(
+    found: Sequence[Stack], max_bytes: int = MAX_STACK_BYTES
+) -> list[list[Stack]]:
+    """Which stacks are iterated as one: those of one shape that devices exchange.
+
+    Up- and down-projections, say, whose shards lie along different sides.
+    """
+    alike: dict[Any, list[int]] = {}
+    for index, stack in enumerate(found):
+        apart = (index,) if stack.is_local else ()
+        alike.setdefault((stack.shape[1:], stack.dtype, apart), []).append(index)
+    sizes = [stack.bytes for stack in found]
     return [
-        Stack(
-            (sum(views[i].local.matrices[0] for i in part), *fans),
-            dtype,
-            placement,
-            tuple(part),
-        )
-        for (fans, dtype, placement), members in found.items()
-        for part in _under_the_cap(members, sizes, max_bytes)
+        [found[i] for i in chain]
+        for indices in alike.values()
+        for chain in _under_the_cap(indices, sizes, max_bytes)
     ]
 
 
 def _under_the_cap(
-    members: list[int], sizes: list[int], max_bytes: int
+    indices: list[int], sizes: list[int], max_bytes: int
 ) -> Iterator[list[int]]:
-    part: list[int] = []
+    group: list[int] = []
     total = 0
-    for index in members:
-        if part and total + sizes[index] > max_bytes:
-            yield part
-            part, total = [], 0
-        part.append(index)
+    for index in indices:
+        if group and total + sizes[index] > max_bytes:
+            yield group
+            group, total = [], 0
+        group.append(index)
         total += sizes[index]
-    yield part
+    yield group
 
 
-def through_stack(
-    function: Callable[[jax.Array], jax.Array],
-    leaves: Sequence[jax.Array],
+def join(
+    leaves: Mapping[int, jax.Array],
     views: Sequence[PlacedView],
-    *,
-    either_orientation: bool = True,
-) -> list[jax.Array]:
-    """`function`, which keeps a stack's shape, of all leaves of one stack at once.
+    stack: Stack,
+    dtype: np.dtype,
+) -> Float[Array, "batch i j"]:
+    """The matrices of a stack, or this device's shards of them, as one array.
 
-    With `either_orientation` it may be given the transpose of a matrix, and its result
-    is transposed back.
+    Args:
+      leaves: at least the stack's members, by their indices.
+      views: of all leaves.
+      stack: who is in it.
+      dtype: of the result.
     """
-    turned = [either_orientation and view.is_tall for view in views]
-    parts = [
-        into_stack(leaf, view.local, turn)
-        for leaf, view, turn in zip(leaves, views, turned, strict=True)
-    ]
-    results = split(function(jnp.concatenate(parts)), [part.shape[0] for part in parts])
-    return [
-        out_of_stack(part, view.local, turn)
-        for part, view, turn in zip(results, views, turned, strict=True)
-    ]
+    return jnp.concatenate(
+        [
+            into_stack(leaves[i], views[i].local, turned, dtype)
+            for i, turned in zip(stack.members, stack.turned, strict=True)
+        ]
+    )
+
+
+def part(
+    joined: Float[Array, "batch i j"], views: Sequence[PlacedView], stack: Stack
+) -> dict[int, jax.Array]:
+    """The inverse of `join`: arrays like the leaves, by their indices."""
+    parts = split(joined, [views[i].local.matrices[0] for i in stack.members])
+    return {
+        i: out_of_stack(matrices, views[i].local, turned, stack.dtype)
+        for i, turned, matrices in zip(stack.members, stack.turned, parts, strict=True)
+    }
 
 
 # Compiled, like all that is done leaf by leaf: equal leaves are then traced once.
-@partial(jax.jit, static_argnames=("view", "turned"))
+@partial(jax.jit, static_argnames=("view", "turned", "dtype"))
 def into_stack(
-    leaf: Float[Array, "..."], view: MatrixView, turned: bool
+    leaf: Float[Array, "..."], view: MatrixView, turned: bool, dtype: np.dtype
 ) -> Float[Array, "batch n m"]:
     """The leaf's matrices, transposed if `turned`."""
-    matrices = as_matrices(leaf, view)
+    # Without a barrier XLA would fuse a leaf's momentum with the stack it goes to, and
+    # that takes a TPU's compiler longer than all the rest.
+    matrices = as_matrices(lax.optimization_barrier(leaf.astype(dtype)), view)
     return matrices.mT if turned else matrices
 
 
-@partial(jax.jit, static_argnames=("view", "turned"))
+@partial(jax.jit, static_argnames=("view", "turned", "dtype"))
 def out_of_stack(
-    part: Float[Array, "batch n m"], view: MatrixView, turned: bool
+    part: Float[Array, "batch n m"], view: MatrixView, turned: bool, dtype: np.dtype
 ) -> Float[Array, "..."]:
     """The inverse of `into_stack`."""
-    return from_matrices(part.mT if turned else part, view)
+    return from_matrices(part.mT if turned else part, view).astype(dtype)
 
 
 def as_matrices(
@@ -166,7 +215,8 @@ def in_chunks(
 ) -> Float[Array, "*batch m n"]:
     """`function` of as many matrices at a time as fit under the cap in float32.
 
-    The result has the dtype of x.
+    It takes one matrix at least, and fewer than fit if all chunks can have one size:
+    each size is compiled. The result has the dtype, and the memory, of x.
     """
 
     def narrow(x: Array) -> Array:
@@ -174,15 +224,22 @@ def in_chunks(
 
     stack = x.reshape((-1, *x.shape[-2:]))
     each = x.shape[-2] * x.shape[-1] * at_least_float32(x.dtype).itemsize
-    at_once = max(1, max_bytes // each)
-    chunks, rest = divmod(stack.shape[0], at_once)
-    if stack.shape[0] <= at_once:
+    count = stack.shape[0]
+    fit = max(1, max_bytes // each)
+    if count <= fit:
         return narrow(stack).reshape(x.shape)
-    whole = stack[: chunks * at_once].reshape((chunks, at_once, *x.shape[-2:]))
-    results = [lax.map(narrow, whole).reshape((-1, *x.shape[-2:]))]
+    divisors = (size for size in range(fit, fit // 2, -1) if count % size == 0)
+    at_once = next(divisors, fit)
+    chunks, rest = divmod(count, at_once)
+
+    def step(start: Array | int, size: int, stack: Array) -> Array:
+        chunk = narrow(lax.dynamic_slice_in_dim(stack, start, size))
+        return lax.dynamic_update_slice_in_dim(stack, chunk, start, 0)
+
+    stack = lax.fori_loop(0, chunks, lambda k, s: step(k * at_once, at_once, s), stack)
     if rest:
-        results.append(narrow(stack[-rest:]))
-    return jnp.concatenate(results).reshape(x.shape)
+        stack = step(chunks * at_once, rest, stack)
+    return stack.reshape(x.shape)
 
 
 def one_by_one(

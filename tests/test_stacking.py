@@ -12,7 +12,7 @@ import pytest
 from optax_muon import NewtonSchulz, scale_by_muon
 from optax_muon._placement import Factor, PlacedView, Placement
 from optax_muon._routing import MatrixAxes
-from optax_muon._stacking import in_chunks, stacks, through_stack
+from optax_muon._stacking import chains, in_chunks, join, part, stacks
 
 F32 = np.dtype("float32")
 
@@ -51,20 +51,31 @@ def test_matrices_sharded_in_other_ways_have_other_stacks():
             ((2, 8), Placement(rows=cut)),
         )
     )
-    found = members([by_columns, view(4, 8), by_rows, by_columns])
-    assert found == [((2, 4, 8), (0, 3)), ((1, 4, 8), (1,)), ((1, 4, 8), (2,))]
+    views = [by_columns, view(4, 8), by_rows, by_columns, view(8, 4)]
+    found = members(views)
+    assert found == [((2, 4, 8), (0, 3)), ((2, 4, 8), (1, 4)), ((1, 4, 8), (2,))]
+    # Those that are exchanged are iterated together, up to a cap.
+    all_stacks = stacks(views, [F32] * len(views))
+    shared, local, other = all_stacks
+    assert chains(all_stacks) == [[shared, other], [local]]
+    assert chains(all_stacks, max_bytes=1) == [[shared], [other], [local]]
+    assert (shared.bytes, local.bytes, other.bytes) == (4 * 32, 4 * 64, 4 * 16)
 
 
-def test_of_a_square_the_side_cut_more_often_becomes_the_columns():
+def test_squares_cut_along_either_side_share_a_stack_and_the_fewer_are_transposed():
     cut = (Factor((("x", 2),), 2),)
     whole = MatrixAxes(0, 1).view((4, 4))
     by_rows, by_columns = (
         PlacedView(whole, whole, placement)
         for placement in (Placement(rows=cut), Placement(columns=cut))
     )
-    assert by_rows.is_tall
-    assert not by_columns.is_tall
-    assert members([by_rows, by_columns]) == [((2, 4, 4), (0, 1))]
+    for views, turned, placement in (
+        ([by_rows, by_rows, by_columns], (False, False, True), Placement(rows=cut)),
+        ([by_columns, by_rows], (False, True), Placement(columns=cut)),
+    ):
+        [stack] = stacks(views, [F32] * len(views))
+        assert stack.turned == turned
+        assert stack.placement == placement
     assert len(members([by_rows, by_columns], either_orientation=False)) == 2
 
 
@@ -75,19 +86,15 @@ def test_every_leaf_comes_back_from_its_stack(rng):
         view(*s, fan_in=i, fan_out=o) for s, (i, o) in zip(shapes, axes, strict=True)
     ]
     leaves = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
-    seen = []
-
-    def double(stack):
-        seen.append(stack.shape)
-        return 2 * stack
-
-    for leaf, result in zip(
-        leaves[:3], through_stack(double, leaves[:3], views[:3]), strict=True
-    ):
-        np.testing.assert_array_equal(result, 2 * leaf)
-    [result] = through_stack(double, leaves[3:], views[3:], either_orientation=False)
-    np.testing.assert_array_equal(result, 2 * leaves[3])
-    assert seen == [(7, 4, 8), (1, 4, 16)]
+    numbered = dict(enumerate(leaves))
+    found = stacks(views, [F32] * 4)
+    joined = [join(numbered, views, stack, F32) for stack in found]
+    assert [x.shape for x in joined] == [(7, 4, 8), (1, 4, 16)]
+    back = {}
+    for x, stack in zip(joined, found, strict=True):
+        back |= part(x, views, stack)
+    for i, leaf in numbered.items():
+        np.testing.assert_array_equal(back[i], leaf)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
@@ -103,6 +110,7 @@ def test_chunks_cover_every_matrix_once(rng, count):
     chunked = in_chunks(function, x, count * 3 * 4 * 4)  # bytes
     np.testing.assert_allclose(chunked, expected, rtol=1e-6)
     assert max(sizes) == min(count, 7)
+    assert len(sizes) == (2 if count in (2, 3) else 1)  # and the rest
     half = in_chunks(function, x.astype(jnp.bfloat16), count * 3 * 4 * 4)
     assert half.dtype == jnp.bfloat16
     assert sizes[len(sizes) // 2 :] == sizes[: len(sizes) // 2]
