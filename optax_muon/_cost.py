@@ -5,6 +5,7 @@ x x^T, 4 t - 3 symmetric products of n x n and one product q x; a direct step is
 of its own but for the identity in its polynomial.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -25,6 +26,20 @@ def cycles(restarts: tuple[int, ...], steps: int) -> Iterator[tuple[int, int]]:
     """(first step, step after the last) of each cycle."""
     ends = (*(k + 1 for k in restarts), steps)
     return zip((0, *ends[:-1]), ends, strict=True)
+
+
+def runs(restarts: tuple[int, ...], steps: int) -> Iterator[tuple[int, int, int]]:
+    """(first step, how many cycles, steps in each) of cycles of one length in a row.
+
+    >>> list(runs((1, 3), 5))
+    [(0, 2, 2), (4, 1, 1)]
+    """
+    by_length = itertools.groupby(
+        cycles(restarts, steps), lambda ends: ends[1] - ends[0]
+    )
+    for length, run in by_length:
+        starts = [start for start, _ in run]
+        yield starts[0], len(starts), length
 
 
 def direct_flops(n: int, m: int, steps: int, half: float = 1.0) -> float:

@@ -10,8 +10,9 @@ equal again by a single all-gather at the end.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -61,47 +62,29 @@ class Division:
         return _names(self.long.rows + self.long.columns + self.long.copies)
 
 
-@dataclasses.dataclass(frozen=True)
-class Exchange:
-    """The way of one stack to its owners, and back.
+def exchange(
+    function: Callable[[jax.Array], jax.Array],
+    shards: Float[Array, "batch i j"],
+    placement: Placement,
+    division: Division,
+) -> Float[Array, "batch i j"]:
+    """`function` of the stack whose shards these are, for one device.
 
-    Attributes:
-      batch: how many matrices a device has shards of.
+    Args:
+      function: from this device's part [own, n, m / long] to one like it. Rows and
+        columns have their order in the matrices, but for columns that are cut.
+      shards: [batch, n / rows, m / columns]; the result is sharded in the same way.
+      placement: where they lie.
       division: which mesh axes go where.
-      move: the all-to-all.
-      varying: the mesh axes along which devices own different parts.
     """
-
-    batch: int
-    division: Division
-    move: "_Move"
-    varying: frozenset[str]
-
-    @staticmethod
-    def of(
-        shape: tuple[int, ...], placement: Placement, division: Division
-    ) -> "Exchange":
-        """Of shards of a shape [batch, n / rows, m / columns] that lie as placed."""
-        batch, i, k = shape
-        stack, long = division.stack, division.long
-        share = (batch + -batch % stack.ways) // ways(stack.copies)
-        seen = (share, i, k // ways(long.copies))
-        cut_by = axes_of(placement.rows) + axes_of(placement.columns) + placement.batch
-        varying = frozenset(_names(cut_by + stack.copies + long.copies))
-        return Exchange(batch, division, _Move.of(seen, placement, division), varying)
-
-    def to_owners(self, shards: Float[Array, "batch i j"]) -> Float[Array, "own n l"]:
-        """From this device's shards to its part of the stack, [own, n, m / long].
-
-        Rows and columns have their order in the matrices, but for columns that are cut.
-        """
-        padding = -self.batch % self.division.stack.ways
-        x = jnp.pad(shards, ((0, padding), (0, 0), (0, 0)))
-        return self.move.collect(_own_share(x, self.division))
-
-    def to_shards(self, x: Float[Array, "own n l"]) -> Float[Array, "batch i j"]:
-        """The inverse of `to_owners`."""
-        return _to_copies(self.move.spread(x), self.division)[: self.batch]
+    batch = shards.shape[0]
+    x = jnp.pad(shards, ((0, -batch % division.stack.ways), (0, 0), (0, 0)))
+    x = _own_share(x, division)
+    move = _Move.of(x.shape, placement, division)
+    # Barriers, or XLA would make x wide before it rearranges it, and narrow only after.
+    x = function(lax.optimization_barrier(move.collect(x))).astype(shards.dtype)
+    x = move.spread(lax.optimization_barrier(x))
+    return _to_copies(x, division)[:batch]
 
 
 def _own_share(

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from optax_muon._casts import at_least_float32, widen
-from optax_muon._cost import cycles
+from optax_muon._cost import runs
 from optax_muon._polynomials import Row
 
 
@@ -103,7 +103,8 @@ def gram(
     unrounded: in 16 bits its rounding noise, which has full rank, would grow by q.
 
     Rounding makes R indefinite, and a step multiplies its negative eigenvalues by a^2;
-    a restart forms R anew and bounds that. Each cycle is a loop of its own.
+    a restart forms R anew and bounds that. Each cycle is a loop of its own; cycles of
+    one length in a row are a loop of them, so that they compile once.
 
     Args:
       x: matrices, n <= m, of any magnitude.
@@ -114,7 +115,8 @@ def gram(
         small singular values by more than their own size.
       products: a module of `optax_muon._products`.
       column_axes: the mesh axes that columns lie along, inside `jax.shard_map`: each
-        cycle then sums R over them once, and all else stays on the device.
+        cycle then sums R over them once, outside of loops, and all else stays on the
+        device.
     """
     table = _table(rows, dtype)
     norm = None
@@ -124,18 +126,34 @@ def gram(
         x, norm = _power_of_two_scaled(x, column_axes)
     else:
         x = normalize(x, column_axes).astype(at_least_float32(dtype))
-    x = products.split(x)
-    for start, stop in cycles(restarts, len(rows)):
+
+    def cycle(table: Array, x: Any, norm: Array | None) -> Any:
         low = _rounded(x, dtype)
         r = products.gram(low)
         if column_axes:
             r = lax.psum(r, column_axes)
-        if norm is not None and start == 0:
+        if norm is not None:
             r = jax.tree.map(lambda part: part / norm**2, r)
-        scalar, q = _cycle(r, table[start:stop], dtype, products)
+        scalar, q = _cycle(r, table, dtype, products)
         x = products.product(q, low, plus=[(scalar, x)])
-        if norm is not None and start == 0:
-            x = jax.tree.map(lambda part: part / norm, x)
+        return x if norm is None else jax.tree.map(lambda part: part / norm, x)
+
+    x = products.split(x)
+    for start, count, length in runs(restarts, len(rows)):
+        tables = table[start : start + count * length].reshape(count, length, 3)
+
+        def step(k: Array | int, carry: Any, tables: Array = tables) -> Any:
+            x, norm = carry
+            x = cycle(tables[k], x, norm)
+            return x, None if norm is None else jnp.ones_like(norm)
+
+        carry = x, norm
+        if count == 1 or column_axes:
+            for k in range(count):
+                carry = step(k, carry)
+        else:
+            carry = lax.fori_loop(0, count, step, (jax.tree.map(widen, x), norm))
+        x, norm = carry[0], None
     return products.join(x)
 
 

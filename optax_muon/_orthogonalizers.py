@@ -247,7 +247,7 @@ def explain(
 
     >>> choice = explain((384, 1536), NewtonSchulz("keller_jordan"), platform="tpu")
     >>> choice.method, choice.restarts, str(choice.dtype)
-    ('gram', (1, 2), 'bfloat16')
+    ('gram', (1, 3), 'bfloat16')
     """
     if not isinstance(orthogonalizer, NewtonSchulz):
         raise TypeError(

@@ -1,21 +1,18 @@
-"""The bracket of the pipeline: the polar factors of all leaves, one chain a shape."""
+"""The bracket of the pipeline: the polar factors of all leaves, one stack a shape."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from optax_muon._cost import Work
 from optax_muon._division import bytes_sent, divide
-from optax_muon._exchange import Division, Exchange
+from optax_muon._exchange import Division, exchange
 from optax_muon._orthogonalize import orthogonalize
 from optax_muon._orthogonalizer import Orthogonalizer
 from optax_muon._placement import PlacedView
-from optax_muon._splitting import split
-from optax_muon._stacking import Stack, chains, join, part, stacks
+from optax_muon._stacking import Stack, join, part, stacks
 
 Leaves = Mapping[int, jax.Array]
 """Some of a tree's leaves, by their indices."""
@@ -36,65 +33,48 @@ def polar_factors(
     Returns:
       Arrays like the leaves.
     """
-    found = stacks(
+    results: dict[int, jax.Array] = {}
+    for stack in stacks(
         views,
         [leaf.dtype for leaf in leaves],
         either_orientation=orthogonalizer.either_orientation,
-    )
-    results: dict[int, jax.Array] = {}
-    for chain in chains(found):
-        given = {i: leaves[i] for stack in chain for i in stack.members}
-        on = partial(_of_chain, chain, views, orthogonalizer)
+    ):
+        on = partial(_of_stack, stack, views, orthogonalizer)
         # A TPU and a GPU do the same.
         results |= lax.platform_dependent(
-            given, cpu=partial(on, "cpu"), default=partial(on, "gpu")
+            {i: leaves[i] for i in stack.members},
+            cpu=partial(on, "cpu"),
+            default=partial(on, "gpu"),
         )
     return [results[i] for i in range(len(leaves))]
 
 
-def _of_chain(
-    chain: Sequence[Stack],
+def _of_stack(
+    stack: Stack,
     views: Sequence[PlacedView],
     orthogonalizer: Orthogonalizer,
     platform: str,
     leaves: Leaves,
 ) -> Leaves:
-    """The polar factors of a chain's leaves, by way of their owners.
+    """The polar factors of a stack's members, by way of their owners if there are."""
+    division = division_of(stack, orthogonalizer, platform)
 
-    Its stacks travel apart, since they lie in different ways, but are iterated as one:
-    the program has one iteration for all of them.
-    """
-    dtype = orthogonalizer.travel_dtype(chain[0].dtype, platform)
-    alike: dict[Any, list[tuple[Stack, Exchange, jax.Array]]] = {}
-    for stack in chain:
-        division = division_of(stack, orthogonalizer, platform)
-        shards = join(leaves, views, stack, dtype)
-        exchange = Exchange.of(shards.shape, stack.placement, division)
-        owned = exchange.to_owners(shards)
-        # What is alike on some devices seems to differ once it is joined with what does
-        # differ: a user's `jax.shard_map` checks types alone.
-        key = frozenset(division.column_axes), exchange.varying
-        alike.setdefault(key, []).append((stack, exchange, owned))
-    results: dict[int, jax.Array] = {}
-    for together in alike.values():
-        # Barriers, or XLA would widen x before it is rearranged, and narrow it after.
-        x = lax.optimization_barrier(jnp.concatenate([own for *_, own in together]))
-        if column_axes := together[0][1].division.column_axes:
-            x = orthogonalizer.polar_factor_of_columns(x, column_axes, platform)
-        else:
-            x = orthogonalize(x, orthogonalizer)
-        x = lax.optimization_barrier(x.astype(dtype))
-        parts = split(x, [len(own) for *_, own in together])
-        for (stack, exchange, _), each in zip(together, parts, strict=True):
-            results |= part(exchange.to_shards(each), views, stack)
-    return results
+    def polar_factor(x: jax.Array) -> jax.Array:
+        if axes := division.column_axes:
+            return orthogonalizer.polar_factor_of_columns(x, axes, platform)
+        return orthogonalize(x, orthogonalizer)
+
+    dtype = orthogonalizer.travel_dtype(stack.dtype, platform)
+    joined = join(leaves, views, stack, dtype)
+    factors = exchange(polar_factor, joined, stack.placement, division)
+    return part(factors, views, stack)
 
 
 def division_of(
     stack: Stack, orthogonalizer: Orthogonalizer, platform: str
 ) -> Division:
     """Who does what of a stack on "cpu", "gpu" or "tpu"."""
-    if stack.is_local:
+    if not stack.placement.shared or 0 in stack.shape:
         return Division()
     return divide(
         stack.placement,

@@ -7,7 +7,6 @@ bounds the memory: there is one stack a shape, and one more for each further GiB
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from optax_muon._casts import at_least_float32
-from optax_muon._placement import PlacedView, Placement, axes_of, ways
+from optax_muon._placement import PlacedView, Placement
 from optax_muon._routing import MatrixView
 from optax_muon._splitting import split
 
@@ -33,7 +32,7 @@ MAX_CHUNK_BYTES = 2**24
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Matrices that lie alike, as one array.
+    """Matrices that go through one chain together.
 
     Attributes:
       shape: [batch, rows, columns]: the matrices' whole rows and columns, but of the
@@ -49,17 +48,6 @@ class Stack:
     placement: Placement
     members: tuple[int, ...]
     turned: tuple[bool, ...]
-
-    @property
-    def bytes(self) -> int:
-        """Of this device's shards."""
-        cut_by = axes_of(self.placement.rows) + axes_of(self.placement.columns)
-        return math.prod(self.shape) * self.dtype.itemsize // ways(cut_by)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether there is nothing to exchange or divide among devices."""
-        return not self.placement.shared or 0 in self.shape
 
 
 def stacks(
@@ -103,25 +91,6 @@ def stacks(
             )
             result.append(stack)
     return result
-
-
-def chains(
-    found: Sequence[Stack], max_bytes: int = MAX_STACK_BYTES
-) -> list[list[Stack]]:
-    """Which stacks are iterated as one: those of one shape that devices exchange.
-
-    Up- and down-projections, say, whose shards lie along different sides.
-    """
-    alike: dict[Any, list[int]] = {}
-    for index, stack in enumerate(found):
-        apart = (index,) if stack.is_local else ()
-        alike.setdefault((stack.shape[1:], stack.dtype, apart), []).append(index)
-    sizes = [stack.bytes for stack in found]
-    return [
-        [found[i] for i in chain]
-        for indices in alike.values()
-        for chain in _under_the_cap(indices, sizes, max_bytes)
-    ]
 
 
 def _under_the_cap(

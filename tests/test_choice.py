@@ -37,7 +37,7 @@ def test_flops_are_those_of_the_published_model(alpha, steps):
 
 
 def brute_force(rows, dtype):
-    """Of all subsets the fewest restarts, and of those the least growth."""
+    """Of all subsets the fewest restarts, the least growth, and the latest."""
 
     def bears(cycle):
         small = noise_growth(rows[slice(*cycle)]) <= noise_limit(dtype)
@@ -50,7 +50,12 @@ def brute_force(rows, dtype):
         if all(bears(c) for c in cycles(restarts, len(rows)) if c[1] - c[0] > 1)
     ]
     kept = [restarts for restarts in safe if restarts[:1] != (0,)]
-    return min(kept or safe, key=lambda r: (len(r), worst_growth(rows, r), r))
+
+    def badness(restarts):
+        later_first = tuple(-k for k in restarts)
+        return len(restarts), worst_growth(rows, restarts), later_first
+
+    return min(kept or safe, key=badness)
 
 
 def worst_growth(rows, restarts):
@@ -68,7 +73,7 @@ def test_safe_restarts_are_the_best_of_all(name, dtype):
 @pytest.mark.parametrize(
     ("name", "bfloat16", "float32"),
     [
-        ("keller_jordan", (1, 2), ()),
+        ("keller_jordan", (1, 3), ()),
         ("polar_express", (0, 1, 2), (1,)),
         ("polar_express_modded", (0, 1, 2), (1,)),
         ("you_jiacheng", (0, 1, 2), (1,)),
@@ -78,7 +83,7 @@ def test_restarts_of_five_steps(name, bfloat16, float32):
     """As measured, with most in bfloat16 where the polynomials have little margin."""
     rows = COEFFICIENTS[name].schedule()
     found = [safe_restarts(rows, dtype) for dtype in DTYPES]
-    assert found == [bfloat16, (1, 2), float32, ()]
+    assert found == [bfloat16, (1, 3), float32, ()]
 
 
 def test_overshoot_by_hand():
@@ -229,10 +234,10 @@ def test_the_explained_choice_is_what_runs(shape, platform):
         else:
             ends = (-1, *found.restarts, len(method.rows) - 1)
             lengths = [b - a for a, b in itertools.pairwise(ends)]
-            loops = sum(length > 1 for length in lengths)
-            expected = (
-                len(lengths) * (gram + symmetric + product) + 4 * loops * symmetric
-            )
+            # Cycles of one length in a row are a loop.
+            runs = [length for length, _ in itertools.groupby(lengths)]
+            loops = sum(length > 1 for length in runs)
+            expected = len(runs) * (gram + symmetric + product) + 4 * loops * symmetric
         assert dots(shape, method, platform) == expected
 
 
