@@ -7,6 +7,7 @@ bounds the memory: there is one stack a shape, and one more for each further GiB
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from optax_muon._casts import at_least_float32
-from optax_muon._placement import PlacedView, Placement
+from optax_muon._placement import PlacedView, Placement, ways
 from optax_muon._routing import MatrixView
 from optax_muon._splitting import split
 
@@ -71,6 +72,7 @@ def stacks(
         if turn := either_orientation and view.is_tall:
             fans, placement = fans[::-1], placement.turned
         found.setdefault((fans, dtype, placement), {})[index] = turn
+    counts = [view.local.matrices[0] for view in views]
     sizes = [
         view.local.size * dtype.itemsize
         for view, dtype in zip(views, dtypes, strict=True)
@@ -81,9 +83,10 @@ def stacks(
         # which copies each of them twice.
         most = 2 * sum(turned.values()) > len(turned)
         other = most and fans[0] == fans[1]
-        for members in _under_the_cap(list(turned), sizes, max_bytes):
+        devices = ways(placement.shared)
+        for members in _under_the_cap(list(turned), counts, sizes, devices, max_bytes):
             stack = Stack(
-                (sum(views[i].local.matrices[0] for i in members), *fans),
+                (sum(counts[i] for i in members), *fans),
                 dtype,
                 placement.turned if other else placement,
                 tuple(members),
@@ -94,17 +97,27 @@ def stacks(
 
 
 def _under_the_cap(
-    indices: list[int], sizes: list[int], max_bytes: int
+    indices: list[int],
+    counts: list[int],
+    sizes: list[int],
+    devices: int,
+    max_bytes: int,
 ) -> Iterator[list[int]]:
-    group: list[int] = []
-    total = 0
-    for index in indices:
-        if group and total + sizes[index] > max_bytes:
-            yield group
-            group, total = [], 0
-        group.append(index)
-        total += sizes[index]
-    yield group
+    """Runs of leaves, each of as many as fit under the cap, of one at least.
+
+    A run ends where its matrices are a multiple of the devices, if it can: what is
+    missing to the next multiple is padding.
+    """
+    start = 0
+    while start < len(indices):
+        rest = indices[start:]
+        bytes_so_far = itertools.accumulate(sizes[i] for i in rest)
+        fit = max(1, sum(total <= max_bytes for total in bytes_so_far))
+        matrices_so_far = itertools.accumulate(counts[i] for i in rest[:fit])
+        whole = [k for k, n in enumerate(matrices_so_far, 1) if n % devices == 0]
+        stop = start + (whole[-1] if whole and fit < len(rest) else fit)
+        yield indices[start:stop]
+        start = stop
 
 
 def join(

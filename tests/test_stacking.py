@@ -41,6 +41,18 @@ def test_a_cap_splits_stacks_between_leaves_and_never_a_leaf():
     assert one_each == [(0,), (1,), (2,), (3,), (4,)]
 
 
+def test_a_cap_splits_where_devices_get_equal_shares():
+    """6 matrices fit: 4 + 3 on 4 devices take two turns, 6 + 1 would take three."""
+    cut = Placement(columns=(Factor((("x", 4),), 2),))
+    whole = MatrixAxes(0, 1).view((4, 8))
+    sharded = PlacedView(whole, dataclasses.replace(whole, shape=(4, 2)), cut)
+    found = members([sharded] * 7, max_bytes=6 * 4 * 2 * 4)
+    assert found == [((4, 4, 8), (0, 1, 2, 3)), ((3, 4, 8), (4, 5, 6))]
+    # Fewer fit than there are devices.
+    found = members([sharded] * 4, max_bytes=3 * 4 * 2 * 4)
+    assert [shape[0] for shape, _ in found] == [3, 1]
+
+
 def test_matrices_sharded_in_other_ways_have_other_stacks():
     cut = (Factor((("x", 2),), 4),)
     whole = MatrixAxes(0, 1).view((4, 8))
