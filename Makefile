@@ -4,14 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test test-peers test-slow lint docs bench sweep compare requirements clean
+.PHONY: train test test-peers test-slow test-tpu lint docs bench sweep compare requirements clean
 
 # Flags of the training program: make train ARGS="--data my_texts --out runs/mine"
 train: $(VENV)/installed
 	$(BIN)/python examples/gpt/train.py $(ARGS)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 -m "not peers and not slow" --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not peers and not slow and not tpu" --cov --cov-report=term $(ARGS)
 
 # Parity with PyTorch's CPU build, which only these tests need.
 test-peers: $(VENV)/installed
@@ -21,6 +21,12 @@ test-peers: $(VENV)/installed
 # Several processes, some of them killed. One at a time: each starts up to eight devices.
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# What a TPU's compiler makes of updates; needs no TPU. Where libtpu is installed, jax looks
+# for one unless JAX_PLATFORMS=cpu.
+test-tpu: $(VENV)/installed
+	$(PIP) -r requirements-tpu.txt
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

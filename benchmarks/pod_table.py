@@ -1,33 +1,91 @@
-"""The table of tpu_aot.py: a line for each compiled program, as Markdown."""
+"""The tables of tpu_aot.py: a line for each compiled program, as Markdown."""
+
+LEAST = "least ms: products, network, memory"
 
 
-def table(document: dict, parts: tuple[str, ...] = ("targets", "scaling")) -> str:
-    """Markdown: a line for each program of these parts."""
-    head = (
-        "program | chips | collectives | in loops | sent, MB | temporary, GB | "
-        "TFLOP | compile, s | least ms: products, network, memory"
-    )
-    lines = [f"| {head} |", "|" + " --- |" * (head.count("|") + 1)]
-    for part in parts:
-        for case, row in document["results"].get(part, {}).items():
-            if "refused" in row:
-                why = f"refused: {row['refused']}"
-                lines.append(f"| {case} | | {why} |" + " |" * (head.count("|") - 2))
-                continue
-            kinds = ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items())
-            cells = (
+def programs(rows: dict[str, dict]) -> str:
+    """What each program has and does, on one device."""
+    head = [
+        "program",
+        "chips",
+        "collectives",
+        "in loops",
+        "sent, MB",
+        "temporary, GB",
+        "TFLOP",
+        "compile, s",
+        LEAST,
+    ]
+    lines = []
+    for case, row in rows.items():
+        if "refused" in row:
+            empty = [""] * (len(head) - 3)
+            lines.append([case, "", f"refused: {row['refused']}", *empty])
+            continue
+        lines.append(
+            [
                 case,
                 row["chips"],
-                kinds or "none",
+                _collectives(row),
                 row["in_loops"],
                 f"{row['sent_bytes'] / 1e6:.3g}",
                 f"{row['temp_bytes'] / 1e9:.3g}",
                 f"{row['flops'] / 1e12:.3g}",
                 row["compile_seconds"],
-                ", ".join(f"{ms:.3g}" for ms in row["ms"].values()),
-            )
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+                _milliseconds(row),
+            ]
+        )
+    return _markdown(head, lines)
+
+
+def shares(rows: dict[str, dict]) -> str:
+    """Our programs' FLOPs and bytes beside an even share of what there is.
+
+    All matrices' FLOPs by the number of devices; every matrix entry there and back in
+    bfloat16, by the number of devices.
+    """
+    head = [
+        "program",
+        "chips",
+        "collectives",
+        "TFLOP",
+        "of an even share",
+        "sent, MB",
+        "of an even share",
+        "temporary, GB",
+        LEAST,
+    ]
+    lines = [
+        [
+            case.removesuffix(" ours"),
+            row["chips"],
+            _collectives(row),
+            f"{row['flops'] / 1e12:.3g}",
+            f"{row['flops'] / row['even_flops']:.2f}",
+            f"{row['sent_bytes'] / 1e6:.3g}",
+            f"{row['sent_bytes'] / row['even_sent_bytes']:.2f}",
+            f"{row['temp_bytes'] / 1e9:.3g}",
+            _milliseconds(row),
+        ]
+        for case, row in rows.items()
+        if case.endswith(" ours")
+    ]
+    return _markdown(head, lines)
+
+
+def _collectives(row: dict) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items()) or "none"
+
+
+def _milliseconds(row: dict) -> str:
+    return ", ".join(f"{ms:.3g}" for ms in row["ms"].values())
+
+
+def _markdown(head: list[str], lines: list[list]) -> str:
+    rule = ["---"] * len(head)
+    return "\n".join(
+        f"| {' | '.join(map(str, cells))} |" for cells in (head, rule, *lines)
+    )
 
 
 def verdicts(document: dict, bounds: dict[str, tuple[int, float]]) -> str:

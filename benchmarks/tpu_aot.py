@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 # Before jax starts: libtpu must not look for a TPU, nor for its neighbours.
 os.environ |= {
@@ -36,7 +37,7 @@ import hlo
 import machine
 import optax_muon
 import pods
-from pod_table import table, verdicts
+from pod_table import programs, shares, verdicts
 from store import Store, UsageError, load
 
 RESULTS = Path(__file__).parent / "results" / "tpu_aot.json"
@@ -87,8 +88,9 @@ def main(argv: list[str] | None = None) -> None:
     except UsageError as error:
         sys.exit(f"error: {error}")
     bounds = {one.name: one.bounds for one in pods.TARGETS if one.bounds is not None}
-    print(table(document))
-    print(f"\nAimed at\n\n{verdicts(document, bounds)}")
+    for part, rows in document["results"].items():
+        print(f"{part}\n\n{programs(rows)}\n\n{shares(rows)}\n")
+    print(f"aimed at\n\n{verdicts(document, bounds)}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -148,6 +150,29 @@ def wanted(options: argparse.Namespace) -> list[tuple[str, pods.Target, str]]:
 
 def program(target: pods.Target, contestant: str) -> dict:
     """What one compiled step does and needs, on each device."""
+    placed = place(target)
+    warm_up(placed.mesh)
+    start = time.perf_counter()
+    compiled = compiled_step(target, contestant, placed)
+    seconds = time.perf_counter() - start
+    return {
+        "chips": placed.mesh.size,
+        "compile_seconds": round(seconds, 1),
+        **counted(hlo.Program(compiled.as_text()), compiled, target),
+        **(due(target, placed) if CONTESTANTS[contestant] is ours else {}),
+    }
+
+
+class Placed(NamedTuple):
+    """A target's mesh, and its parameters' shardings and shapes by their names."""
+
+    mesh: Mesh
+    shardings: dict[str, NamedSharding]
+    params: dict[str, jax.ShapeDtypeStruct]
+
+
+def place(target: pods.Target) -> Placed:
+    """The target on its topology."""
     chips = math.prod(target.mesh.values())
     described = topologies.get_topology_desc(
         platform="tpu",
@@ -160,11 +185,19 @@ def program(target: pods.Target, contestant: str) -> dict:
     shardings = {
         name: NamedSharding(mesh, leaf.spec) for name, leaf in target.model.items()
     }
-    transformation = CONTESTANTS[contestant](target, shardings)
     params = {
         name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=shardings[name])
         for name, leaf in target.model.items()
     }
+    return Placed(mesh, shardings, params)
+
+
+def compiled_step(
+    target: pods.Target, contestant: str, placed: Placed
+) -> jax.stages.Compiled:
+    """An update, and parameters updated in place."""
+    mesh, shardings, params = placed
+    transformation = CONTESTANTS[contestant](target, shardings)
     state = laid_out(jax.eval_shape(transformation.init, params), params, mesh)
 
     # What is donated comes in the order of the results, by which JAX pairs arrays of
@@ -173,18 +206,9 @@ def program(target: pods.Target, contestant: str) -> dict:
         updates, state = transformation.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
-    warm_up(mesh)
-    start = time.perf_counter()
     lowered = jax.jit(step, donate_argnums=(1, 2)).lower(params, params, state)
     options = ASYNC if "asynchronous" in contestant else None
-    compiled = lowered.compile(compiler_options=options)
-    seconds = time.perf_counter() - start
-    return {
-        "chips": devices.size,
-        "compile_seconds": round(seconds, 1),
-        **counted(hlo.Program(compiled.as_text()), compiled, target),
-        **(due(target, params, shardings) if CONTESTANTS[contestant] is ours else {}),
-    }
+    return lowered.compile(compiler_options=options)
 
 
 def warm_up(mesh: Mesh) -> None:
@@ -235,21 +259,23 @@ def counted(found: hlo.Program, compiled: object, target: pods.Target) -> dict:
     }
 
 
-def due(target: pods.Target, params: dict, shardings: dict) -> dict:
+def due(target: pods.Target, placed: Placed) -> dict:
     """What the plan says a device must do, beside an even share of what there is."""
     axes = {name: leaf.axes for name, leaf in target.model.items()}
     planned, undivided = (
         optax_muon.plan(
-            params,
+            placed.params,
             axes,
             sharding,
             orthogonalizer=optax_muon.NewtonSchulz(COEFFICIENTS),
             platform="tpu",
         ).buckets
-        for sharding in (shardings, None)
+        for sharding in (placed.shardings, None)
     )
-    chips = math.prod(target.mesh.values())
-    entries = sum(leaf.size for name, leaf in params.items() if axes[name] is not None)
+    chips = placed.mesh.size
+    entries = sum(
+        leaf.size for name, leaf in placed.params.items() if axes[name] is not None
+    )
     return {
         "planned_flops": int(sum(bucket.flops for bucket in planned)),
         "even_flops": int(sum(bucket.flops for bucket in undivided) / chips),

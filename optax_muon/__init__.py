@@ -4,7 +4,7 @@ The pipeline, in the order of the code:
 
     gradient -> route (_routing, _resolution) -> momentum (_momentum)
       -> [ view as matrices (_placement) -> stack (_stacking)
-           -> move shards to owners (_exchange) -> orthogonalize (_orthogonalize)
+           -> move shards to owners (_exchange) -> polar factor (_functions)
            -> move back (_exchange) -> unstack (_splitting)
            -> normalize neurons (_normalize) -> scale by shape (_scaling) ]
       -> decay (_decay) -> learning rate -> update
@@ -20,8 +20,8 @@ and of orthogonalization by Newton-Schulz:
       -> form for the shape (_choice, _cost, _rounding)
       -> iteration (_newton_schulz) -> _products
 
-`scale_by_muon` is the middle of it, `muon` the whole; `plan` shows the routing and
-`explain` what orthogonalization will run.
+`scale_by_muon` is the middle of it, `muon` the whole, `orthogonalize` the part from
+stack to unstack; `plan` shows the routing and `explain` what runs for a shape.
 
 Convention: a matrix is [fan_in, fan_out], as Flax kernels are.
 """

@@ -10,6 +10,7 @@ import optax
 
 from optax_muon import _checks
 from optax_muon._alike import check_alike
+from optax_muon._functions import OrthogonalizerLike, as_orthogonalizer
 from optax_muon._layout import Layout, check_same
 from optax_muon._momentum import (
     MOMENTUM_FORMS,
@@ -17,7 +18,6 @@ from optax_muon._momentum import (
     accumulate,
     momentum_weights,
 )
-from optax_muon._orthogonalize import OrthogonalizerLike, as_orthogonalizer
 from optax_muon._orthogonalizer import Orthogonalizer
 from optax_muon._orthogonalizers import NewtonSchulz
 from optax_muon._placement import PlacedView, placed_views

@@ -1,61 +1,27 @@
-"""orthogonalize: the polar factor of matrices, by a configuration or a function."""
+"""orthogonalize: the polar factors of matrices, also of sharded ones."""
 
-import dataclasses
-from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from optax_muon import _checks
+from optax_muon._casts import widen
+from optax_muon._functions import OrthogonalizerLike, as_orthogonalizer, polar
+from optax_muon._layout import Layout
 from optax_muon._orthogonalizer import Orthogonalizer
 from optax_muon._orthogonalizers import NewtonSchulz
-
-OrthogonalizerLike = Orthogonalizer | Callable[[jax.Array], jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class UserFunction(Orthogonalizer):
-    """A user's own function from [..., m, n] to [..., m, n]."""
-
-    either_orientation: ClassVar[bool] = False  # it may tell fan-in from fan-out
-
-    function: Callable[[jax.Array], jax.Array]
-
-    def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
-        result = self.function(x)
-        if jnp.shape(result) != x.shape:
-            raise ValueError(
-                f"orthogonalizer={self.function!r} returned shape {jnp.shape(result)} "
-                f"for matrices of shape {x.shape}; it must keep the shape."
-            )
-        return jnp.asarray(result)
-
-
-def as_orthogonalizer(orthogonalizer: Any) -> Orthogonalizer:
-    """The configuration itself, or a function as one; all else raises."""
-    if isinstance(orthogonalizer, type) or not (
-        isinstance(orthogonalizer, Orthogonalizer) or callable(orthogonalizer)
-    ):
-        raise TypeError(
-            f"orthogonalizer={orthogonalizer!r} cannot be used; pass NewtonSchulz(...),"
-            " Svd(), Qdwh() (instances, with the parentheses), or a function from "
-            "[..., m, n] to [..., m, n]."
-        )
-    if type(orthogonalizer).__hash__ is None:
-        raise TypeError(
-            f"orthogonalizer={orthogonalizer!r} cannot be hashed, but it selects the "
-            "program that is compiled; pass a plain function, or define __hash__."
-        )
-    if isinstance(orthogonalizer, Orthogonalizer):
-        return orthogonalizer
-    return UserFunction(orthogonalizer)
+from optax_muon._placement import PlacedView, placed_views
+from optax_muon._polar_factors import polar_factors
+from optax_muon._routing import MatrixAxes
+from optax_muon._sharding import ShardingLike
 
 
 def orthogonalize(
-    x: Float[Array, "*batch m n"], orthogonalizer: OrthogonalizerLike = NewtonSchulz()
+    x: Float[Array, "*batch m n"],
+    orthogonalizer: OrthogonalizerLike = NewtonSchulz(),
+    sharding: ShardingLike = None,
 ) -> Float[Array, "*batch m n"]:
     """The polar factor U V^T of each matrix X = U S V^T, exact or approximate.
 
@@ -63,13 +29,18 @@ def orthogonalize(
       x: matrices [..., m, n] of a real floating dtype.
       orthogonalizer: `NewtonSchulz(...)`, `Svd()`, `Qdwh()`, or a function of
         your own from [..., m, n] to [..., m, n].
+      sharding: how x lies on a mesh, as for `muon`: shards then go to owners of whole
+        matrices and back, with no collective inside the iteration. None reads the types
+        on a mesh of Explicit axes; elsewhere it leaves x to the compiler.
 
     Returns:
-      [..., m, n] in `x.dtype`. Zeros give zeros; NaN or Inf spoil only their matrix.
+      [..., m, n] in `x.dtype`, sharded as x. Zeros give zeros; NaN or Inf spoil only
+      their matrix.
 
     Raises:
       TypeError: an orthogonalizer of another type; complex or integer input.
-      ValueError: fewer than two axes; a function that returns another shape.
+      ValueError: fewer than two axes; a function that returns another shape; a sharding
+        that does not fit.
 
     >>> from optax_muon import Svd
     >>> x = jnp.array([[3.0, 0.0], [0.0, -0.5]])
@@ -90,13 +61,28 @@ def orthogonalize(
             f"orthogonalize takes matrices [..., m, n], got shape {x.shape}; reshape a "
             "vector to one column first."
         )
+    layout, views = placed_views(x, MatrixAxes(-2, -1), sharding, "orthogonalize")
     if x.size == 0:
         return x
-    return _polar(x, configuration)
+    if not layout.sizes:
+        return polar(x, configuration)
+    return _of_shards(x, layout, views, configuration)
 
 
-@partial(jax.jit, static_argnums=1)  # so that calls outside jit compile once
-def _polar(
-    x: Float[Array, "*batch m n"], orthogonalizer: Orthogonalizer
-) -> Float[Array, "*batch m n"]:
-    return orthogonalizer.polar_factor(x).astype(x.dtype)
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _of_shards(
+    x: jax.Array,
+    layout: Layout,
+    views: tuple[PlacedView, ...],
+    orthogonalizer: Orthogonalizer,
+) -> jax.Array:
+    def on_one_device(
+        shards: list[jax.Array], nothing: tuple[()]
+    ) -> tuple[list[jax.Array]]:
+        del nothing
+        wide = [widen(shard) for shard in shards]
+        factors = polar_factors(wide, views, orthogonalizer)
+        return ([factor.astype(x.dtype) for factor in factors],)
+
+    [[factors]] = layout.on_shards(on_one_device, [x], rest=())
+    return factors

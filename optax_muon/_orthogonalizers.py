@@ -220,10 +220,22 @@ class Svd(Orthogonalizer):
 
 @dataclasses.dataclass(frozen=True)
 class Qdwh(Orthogonalizer):
-    """The exact polar factor by QDWH; matrices without full rank are completed."""
+    """The exact polar factor by QDWH; matrices without full rank are completed.
+
+    Raises:
+      TypeError: inside a `jax.shard_map` of your own that checks what varies over mesh
+        axes, which JAX's QDWH is not written for.
+    """
 
     def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
-        return _exact.polar_qdwh(x)
+        try:
+            return _exact.polar_qdwh(x)
+        except TypeError as error:
+            raise TypeError(
+                f"orthogonalizer={self!r} cannot run on {jax.typeof(x)}: "
+                f"{str(error).splitlines()[0]} Inside jax.shard_map, pass "
+                "check_vma=False to it, or take Svd() or NewtonSchulz()."
+            ) from error
 
 
 def explain(

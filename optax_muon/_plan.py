@@ -11,7 +11,7 @@ import numpy as np
 from optax_muon import _checks
 from optax_muon._casts import at_least_float32
 from optax_muon._exchange import Division
-from optax_muon._orthogonalize import OrthogonalizerLike, as_orthogonalizer
+from optax_muon._functions import OrthogonalizerLike, as_orthogonalizer
 from optax_muon._orthogonalizer import Orthogonalizer
 from optax_muon._orthogonalizers import NewtonSchulz
 from optax_muon._placement import PlacedView, place, whole_leaves

@@ -9,7 +9,7 @@ from jax import lax
 from optax_muon._cost import Work
 from optax_muon._division import bytes_sent, divide
 from optax_muon._exchange import Division, exchange
-from optax_muon._orthogonalize import orthogonalize
+from optax_muon._functions import polar
 from optax_muon._orthogonalizer import Orthogonalizer
 from optax_muon._placement import PlacedView
 from optax_muon._stacking import Stack, join, part, stacks
@@ -62,7 +62,7 @@ def _of_stack(
     def polar_factor(x: jax.Array) -> jax.Array:
         if axes := division.column_axes:
             return orthogonalizer.polar_factor_of_columns(x, axes, platform)
-        return orthogonalize(x, orthogonalizer)
+        return polar(x, orthogonalizer)
 
     dtype = orthogonalizer.travel_dtype(stack.dtype, platform)
     joined = join(leaves, views, stack, dtype)

@@ -9,9 +9,9 @@ from optax_muon import _checks
 from optax_muon._alike import checked_against_moments, checked_against_parameters
 from optax_muon._casts import float16_as_float32, in_parameters_dtype
 from optax_muon._decay import add_weight_decay
+from optax_muon._functions import OrthogonalizerLike
 from optax_muon._moments import keep_sharding
 from optax_muon._muon import scale_by_muon
-from optax_muon._orthogonalize import OrthogonalizerLike
 from optax_muon._orthogonalizers import NewtonSchulz
 from optax_muon._placement import whole_leaves
 from optax_muon._resolution import ADAM, MUON, MatrixAxesLike, labels

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from optax_muon import NewtonSchulz, find_state, scale_by_muon
+from optax_muon import NewtonSchulz, Svd, find_state, orthogonalize, scale_by_muon
 from tests.layouts import CASES, axes_of, mesh_of, on_mesh
 
 pytestmark = pytest.mark.usefixtures("benchmark_modules")
@@ -66,6 +67,32 @@ def test_collectives_values_and_shardings(name, kind, capfd):
             np.testing.assert_allclose(
                 tree[leaf_name], alone[leaf_name], atol=case.tolerance
             )
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "spec", [P("x", "y"), P(None, "y", "x"), P("y"), P(None, ("x", "y"))], ids=str
+)
+def test_orthogonalize_alone(spec, kind):
+    import hlo
+
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    where = NamedSharding(mesh, spec)
+    x = np.random.default_rng(0).normal(size=(8, 16, 24)).astype(np.float32)
+    placed = jax.device_put(x, where)
+    told = where if kind == AxisType.Auto else None
+    for configuration in (KELLER, Svd()):
+        function = jax.jit(lambda x, c=configuration: orthogonalize(x, c, told))
+        program = function.lower(placed).compile()
+        found = program(placed)
+        assert found.sharding.is_equivalent_to(where, x.ndim)
+        # Sums in other orders, of entries below 1.
+        np.testing.assert_allclose(found, orthogonalize(x, configuration), atol=1e-6)
+        collectives = hlo.Program(program.as_text())
+        assert set(collectives.counts()) <= {"all-to-all", "all-gather"}
+        assert not any(one.in_loop for one in collectives.collectives())
+    with pytest.raises(ValueError, match=r"orthogonalize: .*\n.*axis 0 of length 3"):
+        orthogonalize(x[:3], sharding=NamedSharding(mesh, P("x")))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,5 +1,7 @@
 """Updates inside a user's own jax.shard_map, over all mesh axes or some of them."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from optax_muon import (
     Qdwh,
     muon,
     normalize_neurons,
+    orthogonalize,
     scale_by_muon,
 )
 from tests.layouts import CASES, axes_of, mesh_of, on_mesh
@@ -270,3 +273,25 @@ def test_an_ensemble_mapped_over_an_explicit_axis():
     with jax.set_mesh(mesh):
         found = update(tx)(jax.device_put(members, where))
     close(found, update(alone)(members))
+
+
+def test_qdwh_says_what_it_needs():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    x = np.random.default_rng(0).normal(size=(8, 3, 4)).astype(np.float32)
+
+    def inside(**kwargs):
+        mapped = jax.shard_map(
+            partial(orthogonalize, orthogonalizer=Qdwh()),
+            mesh=mesh,
+            in_specs=P("x"),
+            out_specs=P("x"),
+            **kwargs,
+        )
+        return jax.jit(mapped)(x)
+
+    with pytest.raises(TypeError, match=r"Qdwh\(\) cannot run on .*check_vma=False"):
+        inside()
+    # Both orders of float32 sums, of entries below 1.
+    np.testing.assert_allclose(
+        inside(check_vma=False), orthogonalize(x, Qdwh()), atol=1e-6
+    )
