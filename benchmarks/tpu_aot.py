@@ -10,6 +10,7 @@ results/tpu_aot.json; a second call goes on from there.
 """
 
 import argparse
+import collections
 import math
 import os
 import sys
@@ -119,6 +120,8 @@ def measure(options: argparse.Namespace) -> dict:
         case = f"{target.name} {contestant}"
         row = store.row(part, case)
         if row is not None and not options.redo:
+            of = "" if row["source"] == source else ", of other files of optax_muon"
+            print(f"{case}: kept{of}; --redo compiles anew", file=sys.stderr)
             continue
         try:
             found = program(target, contestant)
@@ -272,22 +275,31 @@ def due(target: pods.Target, placed: Placed) -> dict:
         ).buckets
         for sharding in (placed.shardings, None)
     )
-    chips = placed.mesh.size
+    chips, chip = placed.mesh.size, target.chip
     entries = sum(
         leaf.size for name, leaf in placed.params.items() if axes[name] is not None
     )
+    # Whole matrices on their owners: padding is what counts and chips force.
+    counts = collections.Counter()
+    for one in undivided:
+        counts[one.matrix, one.flops / one.count] += one.count
+    owners = [(-(-count // chips), *one) for one, count in counts.items()]
+    forced_flops = sum(own * flops for own, _, flops in owners)
+    forced_bytes = sum(2 * 2 * own * math.prod(matrix) for own, matrix, _ in owners)
     return {
         "planned_flops": int(sum(bucket.flops for bucket in planned)),
         "even_flops": int(sum(bucket.flops for bucket in undivided) / chips),
         "planned_sent_bytes": int(sum(bucket.bytes_sent for bucket in planned)),
-        # Both ways in bfloat16: what a device owns of padded stacks; every entry once.
-        "padded_moved_bytes": int(
-            sum(
-                2 * 2 * one.own * math.prod(one.matrix) / one.division.long.ways
-                for one in planned
-            )
-        ),
+        # Both ways in bfloat16: an even share of all entries, and whole matrices.
         "even_sent_bytes": 2 * 2 * entries // chips,
+        "forced_flops": int(forced_flops),
+        "forced_bytes": int(forced_bytes),
+        "owners_ms": round(
+            1e3 * forced_flops / chip.flops
+            + 1e3 * forced_bytes * (1 - 1 / chips) / chip.network,
+            3,
+        ),
+        "shares_columns": any(one.division.column_axes for one in planned),
         "stacks": [str(bucket) for bucket in planned],
     }
 

@@ -57,4 +57,6 @@ def polar(
     x: Float[Array, "*batch m n"], orthogonalizer: Orthogonalizer
 ) -> Float[Array, "*batch m n"]:
     """The polar factors of matrices that are whole on this device, in x's dtype."""
+    if x.size == 0:
+        return x
     return orthogonalizer.polar_factor(x).astype(x.dtype)

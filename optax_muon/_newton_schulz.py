@@ -52,7 +52,8 @@ def _power_of_two_scaled(
     squares = jnp.sum(wide * wide, axis=(-2, -1), keepdims=True)
     if column_axes:
         squares = lax.psum(squares, column_axes)
-    return wide.astype(x.dtype), jnp.maximum(jnp.sqrt(squares), 1)
+    # The maximum first: the square root has no derivative at 0.
+    return wide.astype(x.dtype), jnp.sqrt(jnp.maximum(squares, 1))
 
 
 def direct(
@@ -121,8 +122,8 @@ def gram(
     table = _table(rows, dtype)
     norm = None
     if x.dtype == dtype == jnp.bfloat16:
-        # It stays as it is through the first cycle, in half the memory of its
-        # accumulation dtype and without another rounding; what it gives is divided.
+        # It stays as it is until it has been multiplied once, without another rounding;
+        # what that gives is divided.
         x, norm = _power_of_two_scaled(x, column_axes)
     else:
         x = normalize(x, column_axes).astype(at_least_float32(dtype))

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from optax_muon import _checks
-from optax_muon._casts import widen
 from optax_muon._functions import OrthogonalizerLike, as_orthogonalizer, polar
 from optax_muon._layout import Layout
 from optax_muon._orthogonalizer import Orthogonalizer
@@ -62,8 +61,6 @@ def orthogonalize(
             "vector to one column first."
         )
     layout, views = placed_views(x, MatrixAxes(-2, -1), sharding, "orthogonalize")
-    if x.size == 0:
-        return x
     if not layout.sizes:
         return polar(x, configuration)
     return _of_shards(x, layout, views, configuration)
@@ -80,9 +77,7 @@ def _of_shards(
         shards: list[jax.Array], nothing: tuple[()]
     ) -> tuple[list[jax.Array]]:
         del nothing
-        wide = [widen(shard) for shard in shards]
-        factors = polar_factors(wide, views, orthogonalizer)
-        return ([factor.astype(x.dtype) for factor in factors],)
+        return (polar_factors(shards, views, orthogonalizer),)
 
     [[factors]] = layout.on_shards(on_one_device, [x], rest=())
     return factors

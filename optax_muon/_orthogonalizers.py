@@ -231,6 +231,8 @@ class Qdwh(Orthogonalizer):
         try:
             return _exact.polar_qdwh(x)
         except TypeError as error:
+            if not jax.sharding.get_abstract_mesh().manual_axes:
+                raise
             raise TypeError(
                 f"orthogonalizer={self!r} cannot run on {jax.typeof(x)}: "
                 f"{str(error).splitlines()[0]} Inside jax.shard_map, pass "

@@ -58,8 +58,10 @@ class PlanBucket:
     """Matrices that go through one iteration together.
 
     Attributes:
-      matrix: (rows, columns) of each; taller ones are transposed, so rows <= columns.
-      dtype: of the stack: the leaves' own, but at least float32.
+      matrix: (rows, columns) of each; taller ones are transposed, so rows <= columns,
+        unless the orthogonalizer is a function.
+      dtype: of the momentum's directions: the leaves' own, but at least float32. On TPU
+        and GPU, float32 ones are stacked and moved in bfloat16.
       count: how many matrices there are.
       paths: the leaves they come from.
       division: which mesh axes share the work: those in `stack` by matrices, those in
@@ -176,7 +178,7 @@ def plan(
     total = sum(math.prod(route.shape) for route in decided)
     grouped = stacks(
         views,
-        # What is stacked is the momentum's direction, which is at least float32.
+        # Momentum's directions are at least float32.
         [at_least_float32(route.dtype) for route, _ in matrices],
         either_orientation=configuration.either_orientation,
     )

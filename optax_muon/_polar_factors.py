@@ -26,7 +26,7 @@ def polar_factors(
     """The polar factor of every matrix in every leaf, on one device.
 
     Args:
-      leaves: of at least float32; where they are sharded, this device's shards.
+      leaves: where they are sharded, this device's shards.
       views: one a leaf.
       orthogonalizer: a configuration.
 

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import numbers
 from typing import Any
 
 import jax
@@ -18,9 +19,10 @@ def shardings_of(params: Any) -> Any:
     Args:
       params: live arrays; abstract ones (`jax.ShapeDtypeStruct`) with shardings; NNX
         states whose variables carry names of mesh axes; Linen's boxed variables
-        (`nn.with_partitioning`, before `nn.unbox`). Where an array has a
-        `NamedSharding`, it counts, not the metadata. Logical names are no mesh axes:
-        translate them first (`nn.logical_to_mesh_sharding`).
+        (`nn.with_partitioning`, before `nn.unbox`); or specs and shardings themselves,
+        as `nnx.get_partition_spec` and `nn.get_partition_spec` give. Where an array has
+        a `NamedSharding`, it counts, and its metadata must not say otherwise. Logical
+        names are no mesh axes: translate them first (`nn.logical_to_mesh_sharding`).
 
     Returns:
       A tree with a leaf for every parameter: NamedSharding, PartitionSpec (from
@@ -28,26 +30,39 @@ def shardings_of(params: Any) -> Any:
       counts as a copy on each.
 
     Raises:
-      TypeError: lists arrays with shardings of another kind.
+      TypeError: lists arrays with shardings of another kind, and leaves that are
+        neither arrays nor any of the above.
+      ValueError: lists arrays that lie in another way than their metadata says.
 
     >>> import jax.numpy as jnp
     >>> print(shardings_of({"kernel": jnp.ones((2, 3))}))
     {'kernel': None}
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_box)
-    found, failures = [], []
+    found, others, contradictions = [], [], []
     for path, leaf in flat:
-        sharding = _sharding(leaf)
-        if sharding is not None and not isinstance(
-            sharding, (NamedSharding, PartitionSpec)
-        ):
-            failures.append(f"  {'/'.join(path_names(path))}: {sharding}")
-        found.append(sharding)
-    if failures:
+        name = "/".join(path_names(path))
+        [*values] = jax.tree.leaves(leaf, is_leaf=_is_told)
+        live = _of_array(values[0]) if values else None
+        told = _of_metadata(leaf)
+        if live is None or _is_told(live):
+            found.append(told if live is None else live)
+        else:
+            others.append(f"  {name}: {live!r}")
+        if isinstance(live, NamedSharding) and _contradicts(live, told, values[0]):
+            contradictions.append(f"  {name}: {told}, but it lies as {live.spec}")
+    if others:
         raise TypeError(
-            "shardings_of reads NamedShardings, but these leaves have others:\n"
-            + "\n".join(failures)
+            "shardings_of reads NamedShardings and PartitionSpecs, off arrays and "
+            "metadata, but these leaves have, or are, something else:\n"
+            + "\n".join(others)
             + "\nPut them on a mesh with jax.device_put(x, NamedSharding(mesh, spec))."
+        )
+    if contradictions:
+        raise ValueError(
+            "shardings_of: these arrays do not lie as their metadata says:\n"
+            + "\n".join(contradictions)
+            + "\nMove them with jax.device_put, or pass them without their metadata."
         )
     return jax.tree.unflatten(treedef, found)
 
@@ -61,22 +76,47 @@ def _is_variable(x: Any) -> bool:
     return _HAS_FLAX and isinstance(x, importlib.import_module("flax.nnx").Variable)
 
 
-def _sharding(leaf: Any) -> Any:
-    for value in jax.tree.leaves(leaf)[:1]:
-        if isinstance(value, jax.core.Tracer):
-            raise TypeError(
-                "shardings_of was called under jit, where arrays on a mesh of Auto "
-                "axes do not tell how they lie; call it outside, on live parameters."
-            )
-        sharding = getattr(value, "sharding", None)
-        if isinstance(sharding, NamedSharding):
-            return sharding
-        on_several = sharding is not None and len(sharding.device_set) > 1
-        if on_several and not _is_box(leaf):
-            return sharding
+def _contradicts(live: NamedSharding, told: PartitionSpec | None, value: Any) -> bool:
+    """Whether an array lies in another way than metadata for its mesh says."""
+    if told is None or live is value:
+        return False
+    entries = [(axes,) if isinstance(axes, str) else axes or () for axes in told]
+    named = {name for axes in entries for name in axes}
+    if not named or not named <= set(live.mesh.axis_names):
+        return False
+    return not live.is_equivalent_to(NamedSharding(live.mesh, told), value.ndim)
+
+
+def _is_told(x: Any) -> bool:
+    return isinstance(x, (NamedSharding, PartitionSpec))
+
+
+def _of_array(value: Any) -> Any:
+    """An array's sharding over several devices; what is no array, itself."""
+    if _is_told(value):
+        return value
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            "shardings_of was called under jit, where arrays on a mesh of Auto axes do "
+            "not tell how they lie; call it outside, on live parameters."
+        )
+    if isinstance(value, numbers.Number):
+        return None
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        return value
+    sharding = getattr(value, "sharding", None)
+    if isinstance(sharding, NamedSharding):
+        return sharding
+    on_several = sharding is not None and len(sharding.device_set) > 1
+    return sharding if on_several else None
+
+
+def _of_metadata(leaf: Any) -> PartitionSpec | None:
+    """What a Linen box or an NNX variable says."""
     if hasattr(leaf, "get_partition_spec"):
         return leaf.get_partition_spec()
     if _is_variable(leaf):
         spec = importlib.import_module("flax.nnx").get_partition_spec(leaf)
-        return jax.tree.leaves(spec, is_leaf=lambda x: isinstance(x, PartitionSpec))[0]
+        specs = jax.tree.leaves(spec, is_leaf=_is_told)
+        return specs[0] if specs else None
     return None

@@ -2,8 +2,8 @@
 
 All matrices of one shape, in either orientation, of one dtype, and sharded in one way
 form one stack, whichever leaf they come from: the compiled program grows with the
-number of shapes, not with the number of layers. A cap on a stack's bytes on a device
-bounds the memory: there is one stack a shape, and one more for each further GiB of it.
+number of shapes, not with the number of layers. A cap on the bytes of a stack's leaves
+on a device bounds the memory: past it, a shape has several stacks.
 """
 
 import dataclasses

@@ -1,5 +1,7 @@
 """What benchmarks are made of: equal contestants, fair turns, right counts of FLOPs."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,9 @@ import pytest
 import optax_muon
 
 pytestmark = pytest.mark.usefixtures("benchmark_modules")
+
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 def test_bfloat16_contestants_run():
@@ -271,3 +276,58 @@ class TestPrograms:
         sent = sum(one.sent * one.times for one in found.collectives())
         assert sent == plan.buckets[0].bytes_sent
         assert found.flops() == plan.buckets[0].flops
+
+
+@pytest.mark.usefixtures("benchmark_modules")
+class TestPods:
+    def results(self):
+        import store
+
+        return store.load(RESULTS / "tpu_aot.json")
+
+    def bounds(self):
+        import pods
+
+        return {one.name: one.bounds for one in pods.TARGETS if one.bounds}
+
+    def test_what_was_aimed_at_is_reached_by_the_committed_programs(self):
+        import pod_table
+
+        said = pod_table.verdicts(self.results(), self.bounds())
+        assert said.count("pass") >= 7 * len(self.bounds())
+        assert "FAIL" not in said
+
+    @pytest.mark.parametrize(
+        ("change", "claim"),
+        [
+            ({"collectives": {"all-to-all": 99}}, "all-to-alls"),
+            ({"collectives": {"all-to-all": 6, "all-gather": 1}}, "other collectives"),
+            ({"collectives": {"all-reduce": 1}}, "other collectives"),
+            ({"in_loops": 1}, "collectives in loops"),
+            ({"temp_bytes": 10**9}, "temporary GB"),
+            ({"flops": 10**13}, "FLOPs"),
+            ({"moved_bytes": 10**9}, "all-to-alls' bytes"),
+            ({"ms": {"products": 50, "network": 50}}, "least ms"),
+            ({"compile_seconds": 10**4}, "compile time"),
+        ],
+    )
+    def test_each_claim_can_fail(self, change, claim):
+        import pod_table
+
+        results = self.results()
+        results["results"]["targets"]["gpt_12x2048_rows ours"] |= change
+        said = pod_table.verdicts(results, self.bounds()).splitlines()
+        failed = [line for line in said if line.endswith("FAIL")]
+        assert any(line.startswith(f"gpt_12x2048_rows: {claim}") for line in failed)
+
+    def test_a_refused_program_is_shown_and_fails(self):
+        import pod_table
+
+        refused = {"refused": "no"}
+        rows = {"strong 1024 ours": refused}
+        assert "| strong 1024 |  | refused: no |" in pod_table.shares(rows)
+        assert "refused: no" in pod_table.programs(rows)
+        results = {"results": {"targets": {"gpt_10x1536 ours": refused}}}
+        said = pod_table.verdicts(results, self.bounds())
+        assert "gpt_10x1536: no: FAIL" in said
+        assert "gpt_32x4096: not compiled yet: FAIL" in said

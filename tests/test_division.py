@@ -9,12 +9,13 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_muon
-from optax_muon import NewtonSchulz, Qdwh, scale_by_muon
+from optax_muon import NewtonSchulz, Qdwh, orthogonalize, scale_by_muon
 from optax_muon import _division as division_module
 from optax_muon._cost import Work
 from optax_muon._division import bytes_sent, divide
 from optax_muon._exchange import Division, Goal
 from optax_muon._placement import Factor, Placement
+from tests import oracles, spectra
 
 KELLER = NewtonSchulz("keller_jordan")
 # Two steps whose slope at zero is 2.25: rounding hardly grows.
@@ -133,16 +134,31 @@ def test_columns_of_one_matrix_on_several_devices(columns, benchmark_modules):
     program = jax.jit(tx.update).lower(placed, state).compile()
     found = hlo.Program(program.as_text())
     assert not any(one.in_loop for one in found.collectives())
-    if columns == 1024:
-        assert bucket.division.column_axes
-        assert "columns over" in str(plan)
-        # Its norm's maximum and squares, and R of the single cycle.
-        assert found.counts()["all-reduce"] <= 3
+    assert bucket.division.column_axes == ("fsdp",)
+    assert "columns over" in str(plan)
+    # Its norm's maximum and squares, and R of the single cycle.
+    assert found.counts()["all-reduce"] <= 3
     step, _ = program(placed, state)
     alone = scale_by_muon(orthogonalizer=KELLER)
     expected, _ = alone.update(params, alone.init(params))
     for name in params:
         np.testing.assert_allclose(step[name], expected[name], atol=1e-5)
+
+
+def test_columns_in_bfloat16_are_as_close_as_whole_matrices():
+    """Several cycles, and a norm that is carried into the first of them."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    bfloat16 = NewtonSchulz("keller_jordan", method="gram", dtype="bfloat16")
+    sharding = NamedSharding(mesh, P(None, "x"))
+    gradient = np.random.default_rng(0).normal(size=(64, 1024)).astype(np.float32)
+    params = {"kernel": gradient}
+    [bucket] = optax_muon.plan(params, None, sharding, orthogonalizer=bfloat16).buckets
+    assert bucket.division.column_axes == ("x",)
+    placed = jax.device_put(gradient, sharding)
+    found = orthogonalize(placed, bfloat16, sharding)
+    error = oracles.relative_error(found, oracles.chain(gradient, bfloat16.rows))
+    # What tests/test_numerics.py allows on one device.
+    assert error <= spectra.limits("keller_jordan", "gram", "bfloat16", 64)["all"]
 
 
 def test_exact_factors_need_whole_matrices():

@@ -73,6 +73,11 @@ def test_another_mesh_is_refused_in_one_line(flag, reason):
             ["--coordinator", "here:1", "--processes", "2", "--process", "2"],
             "--process = 2.*from 0 to 1",
         ),
+        (
+            ["--distributed", "--coordinator", "here:1", "--processes", "2"]
+            + ["--process", "1"],
+            "--distributed = True.*--coordinator.*by itself",
+        ),
         (["--batch", "12"], "--batch = 12.*8 equal parts.*multiple of 8"),
         (["--data", "nowhere"], "--data = nowhere.*no such folder"),
     ],

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import optax_muon
-from optax_muon import MatrixAxes, MuonState, Svd, scale_by_muon
+from optax_muon import MatrixAxes, MuonState, NewtonSchulz, Svd, scale_by_muon
 from tests import oracles
 
 
@@ -119,6 +121,24 @@ class TestOddTrees:
         assert state.momentum["masked"] == optax.MaskedNode()
         alone, _ = tx.update(g, tx.init(g))
         np.testing.assert_array_equal(updates["a"], alone)
+
+    @pytest.mark.parametrize("orthogonalizer", [NewtonSchulz(), Svd(), jnp.sign])
+    def test_empty_matrices_stay_on_a_mesh(self, orthogonalizer):
+        mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+        where = NamedSharding(mesh, P(None, "x"))
+        tree = {"a": jnp.ones((0, 32)), "b": jnp.ones((8, 32))}
+        tx = scale_by_muon(orthogonalizer=orthogonalizer, sharding=where)
+        updates, _ = jax.jit(lambda g: tx.update(g, tx.init(g)))(tree)
+        assert updates["a"].shape == (0, 32)
+        assert np.isfinite(updates["b"]).all()
+
+    def test_a_zero_matrix_has_a_gradient(self):
+        tx = scale_by_muon()
+
+        def loss(g):
+            return tx.update(g, tx.init(g))[0].sum()
+
+        assert np.isfinite(jax.grad(loss)(jnp.zeros((4, 8)))).all()
 
     @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
     def test_single_rows_and_columns_become_unit_vectors(self, rng, shape):

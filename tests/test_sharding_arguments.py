@@ -261,11 +261,49 @@ class TestShardingsOf:
         with jax.set_mesh(mesh):
             assert placements(found, params) == {"kernel": ["fsdp", "tensor"]}
 
+    def test_specs_and_shardings_themselves(self, mesh):
+        init = nnx.with_partitioning(nnx.initializers.ones, ("fsdp", "tensor"))
+
+        def model():
+            return nnx.Linear(16, 32, kernel_init=init, rngs=nnx.Rngs(0))
+
+        with jax.set_mesh(mesh):
+            state = nnx.state(nnx.eval_shape(model), nnx.Param)
+            found = shardings_of(nnx.get_partition_spec(state))
+            assert placements(found, state)["kernel"] == ["fsdp", "tensor"]
+        init = nn.with_partitioning(nn.initializers.ones, ("fsdp", "tensor"))
+        boxed = nn.Dense(32, kernel_init=init).init(
+            jax.random.key(0), jnp.ones((1, 16))
+        )["params"]
+        specs = nn.get_partition_spec(boxed)
+        assert shardings_of(specs)["kernel"] == P("fsdp", "tensor")
+        where = {"k": NamedSharding(mesh, P("fsdp"))}
+        assert shardings_of(where) == where
+
+    def test_arrays_that_contradict_their_metadata(self, mesh):
+        init = nn.with_partitioning(nn.initializers.ones, ("fsdp", "tensor"))
+        model = nn.Dense(32, kernel_init=init)
+        with jax.set_mesh(mesh):
+            variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 16)))
+        boxed = variables["params"]
+        with pytest.raises(
+            ValueError, match=r"kernel.*'fsdp', 'tensor'\), but it lies"
+        ):
+            shardings_of(boxed)
+        where = NamedSharding(mesh, P("fsdp", "tensor"))
+        boxed["kernel"] = boxed["kernel"].replace_boxed(
+            jax.device_put(nn.unbox(boxed)["kernel"], where)
+        )
+        assert shardings_of(boxed)["kernel"] == where
+
     def test_others(self):
+        with pytest.raises(TypeError, match=r"up/kernel: 'fsdp'"):
+            shardings_of({"up": {"kernel": "fsdp"}})
+
         class Tiles:
             device_set = frozenset({0, 1})
 
-        leaf = types.SimpleNamespace(sharding=Tiles())
+        leaf = types.SimpleNamespace(sharding=Tiles(), shape=(2, 3), dtype=float)
         with pytest.raises(TypeError, match=r"up/kernel.*Tiles"):
             shardings_of({"up": {"kernel": leaf}})
 

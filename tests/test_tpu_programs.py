@@ -27,8 +27,6 @@ def test_two_exchanges_a_stack_and_nothing_else():
     assert found["collectives"] == {"all-to-all": 6}
     assert found["in_loops"] == 0
     assert found["flops"] == found["planned_flops"]
-    # Each device keeps one part of sixteen.
-    assert found["moved_bytes"] == found["padded_moved_bytes"] * 15 / 16
     assert found["sent_bytes"] == found["moved_bytes"] == found["planned_sent_bytes"]
 
 

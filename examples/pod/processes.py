@@ -57,6 +57,13 @@ def _check(options: argparse.Namespace, given: list[str]) -> None:
             "Give --coordinator, --processes and --process together; on a TPU pod, "
             "--distributed alone",
         )
+    if given and options.distributed:
+        raise UsageError(
+            "--distributed",
+            True,
+            f"it finds what --{given[0]} tells by itself",
+            "Give --coordinator, --processes and --process, or --distributed alone",
+        )
     if given and not 0 <= options.process < options.processes:
         raise UsageError(
             "--process",
