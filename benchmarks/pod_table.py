@@ -3,6 +3,18 @@
 LEAST = "least ms: products, network, memory"
 
 
+def compared(rows: dict[str, dict]) -> dict[str, dict]:
+    """The rows of targets that were compiled for optax as well."""
+    names = {case.removesuffix(" optax") for case in rows if case.endswith(" optax")}
+    kept = [case for case in rows if any(case.startswith(f"{n} ") for n in names)]
+    return {case: rows[case] for case in sorted(kept, key=_target)}
+
+
+def _target(case: str) -> str:
+    """Its name, without the contestant."""
+    return case.partition(" ours")[0].removesuffix(" optax").removesuffix(" adamw")
+
+
 def programs(rows: dict[str, dict]) -> str:
     """What each program has and does, on one device."""
     head = [

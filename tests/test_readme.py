@@ -116,11 +116,9 @@ def test_pods_are_those_of_the_committed_programs():
 
     file = ROOT / "benchmarks" / "results" / "tpu_aot.json"
     results = json.loads(file.read_text())["results"]
-    peers = {k: row for k, row in results["targets"].items() if " on " not in k}
-    models = {k: row for k, row in results["targets"].items() if k not in peers}
     for table in (
-        pod_table.programs(peers),
-        pod_table.shares(models),
+        pod_table.programs(pod_table.compared(results["targets"])),
+        pod_table.shares(results["targets"]),
         pod_table.shares(results["scaling"]),
     ):
         assert f"\n\n{table}\n\n" in section("Sharded training")

@@ -2,11 +2,19 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optax_muon import NewtonSchulz, Svd, find_state, orthogonalize, scale_by_muon
+from optax_muon import (
+    NewtonSchulz,
+    Svd,
+    find_state,
+    muon,
+    orthogonalize,
+    scale_by_muon,
+)
 from tests.layouts import CASES, axes_of, mesh_of, on_mesh
 
 pytestmark = pytest.mark.usefixtures("benchmark_modules")
@@ -67,6 +75,40 @@ def test_collectives_values_and_shardings(name, kind, capfd):
             np.testing.assert_allclose(
                 tree[leaf_name], alone[leaf_name], atol=case.tolerance
             )
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", ["rows and columns", "copies"])
+def test_a_whole_step_of_training_keeps_its_shardings(name, kind):
+    """Parameters too, and AdamW's: no collective but those of the exchange."""
+    import hlo
+
+    case = CASES[name]
+    mesh = mesh_of(case.mesh, kind)
+    params, gradients = (on_mesh(case, mesh, seed) for seed in range(2))
+    axes, specs = axes_of(case), {k: leaf.spec for k, leaf in case.leaves.items()}
+    for tree in (params, gradients):
+        tree["bias"] = jax.device_put(np.ones(16), NamedSharding(mesh, P("fsdp")))
+    axes["bias"], specs["bias"] = None, P("fsdp")
+    told = {k: NamedSharding(mesh, spec) for k, spec in specs.items()}
+    tx = muon(
+        0.1,
+        orthogonalizer=KELLER,
+        matrix_axes=axes,
+        sharding=told if kind == AxisType.Auto else None,
+    )
+
+    @jax.jit
+    def step(gradients, params, state):
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    with jax.set_mesh(mesh):
+        program = step.lower(gradients, params, jax.jit(tx.init)(params)).compile()
+        new, _ = program(gradients, params, jax.jit(tx.init)(params))
+    assert hlo.Program(program.as_text()).counts() == case.expected
+    for leaf_name, where in told.items():
+        assert new[leaf_name].sharding.is_equivalent_to(where, new[leaf_name].ndim)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
