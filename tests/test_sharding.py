@@ -128,8 +128,10 @@ def test_orthogonalize_alone(spec, kind):
         program = function.lower(placed).compile()
         found = program(placed)
         assert found.sharding.is_equivalent_to(where, x.ndim)
-        # Sums in other orders, of entries below 1.
-        np.testing.assert_allclose(found, orthogonalize(x, configuration), atol=1e-6)
+        # Squares summed in another order: an ulp of 2^-24, which Keller Jordan's steps
+        # magnify up to 485 times for small singular values, of which an entry sees a
+        # part. (1.1e-6 was seen.)
+        np.testing.assert_allclose(found, orthogonalize(x, configuration), atol=1e-5)
         collectives = hlo.Program(program.as_text())
         assert set(collectives.counts()) <= {"all-to-all", "all-gather"}
         assert not any(one.in_loop for one in collectives.collectives())
