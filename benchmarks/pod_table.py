@@ -1,6 +1,30 @@
 """The tables of tpu_aot.py: a line for each compiled program, as Markdown."""
 
-LEAST = "least ms: products, network, memory"
+from collections.abc import Callable
+
+# A column of a table: what a row of the results has in it.
+COLUMNS: dict[str, Callable[[dict], object]] = {
+    "chips": lambda row: row["chips"],
+    "collectives": lambda row: (
+        ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items()) or "none"
+    ),
+    "in loops": lambda row: row["in_loops"],
+    "beside products": lambda row: row["overlapped"],
+    "sent, MB": lambda row: f"{row['sent_bytes'] / 1e6:.3g}",
+    "of an even share of bytes": lambda row: (
+        f"{row['sent_bytes'] / row['even_sent_bytes']:.2f}"
+    ),
+    "temporary, GB": lambda row: f"{row['temp_bytes'] / 1e9:.3g}",
+    "program, MB": lambda row: f"{row['code_bytes'] / 1e6:.3g}",
+    "TFLOP": lambda row: f"{row['flops'] / 1e12:.3g}",
+    "of an even share of FLOPs": lambda row: f"{row['flops'] / row['even_flops']:.2f}",
+    "compile, s": lambda row: row["compile_seconds"],
+    "least ms: products, network, memory": lambda row: ", ".join(
+        f"{ms:.3g}" for ms in row["ms"].values()
+    ),
+}
+OF_SHARES = [name for name in COLUMNS if "even share" in name]
+NOT_OF_SHARES = ["in loops", "beside products", "program, MB", "compile, s"]
 
 
 def compared(rows: dict[str, dict]) -> dict[str, dict]:
@@ -17,40 +41,7 @@ def _target(case: str) -> str:
 
 def programs(rows: dict[str, dict]) -> str:
     """What each program has and does, on one device."""
-    head = [
-        "program",
-        "chips",
-        "collectives",
-        "in loops",
-        "beside products",
-        "sent, MB",
-        "temporary, GB",
-        "program, MB",
-        "TFLOP",
-        "compile, s",
-        LEAST,
-    ]
-    lines = []
-    for case, row in rows.items():
-        if "refused" in row:
-            lines.append(_refused(case, row, head))
-            continue
-        lines.append(
-            [
-                case,
-                row["chips"],
-                _collectives(row),
-                row["in_loops"],
-                row["overlapped"],
-                f"{row['sent_bytes'] / 1e6:.3g}",
-                f"{row['temp_bytes'] / 1e9:.3g}",
-                f"{row['code_bytes'] / 1e6:.3g}",
-                f"{row['flops'] / 1e12:.3g}",
-                row["compile_seconds"],
-                _milliseconds(row),
-            ]
-        )
-    return _markdown(head, lines)
+    return _table(rows, [name for name in COLUMNS if name not in OF_SHARES])
 
 
 def shares(rows: dict[str, dict]) -> str:
@@ -59,58 +50,24 @@ def shares(rows: dict[str, dict]) -> str:
     All matrices' FLOPs by the number of devices; every matrix entry there and back in
     bfloat16, by the number of devices.
     """
-    head = [
-        "program",
-        "chips",
-        "collectives",
-        "TFLOP",
-        "of an even share",
-        "sent, MB",
-        "of an even share",
-        "temporary, GB",
-        LEAST,
-    ]
-    lines = []
+    ours = {
+        case.removesuffix(" ours"): row
+        for case, row in rows.items()
+        if case.endswith(" ours")
+    }
+    return _table(ours, [name for name in COLUMNS if name not in NOT_OF_SHARES])
+
+
+def _table(rows: dict[str, dict], columns: list[str]) -> str:
+    """Markdown; what the compiler refused stands in the place of collectives."""
+    lines = [["program", *columns], ["---"] * (len(columns) + 1)]
     for case, row in rows.items():
-        if not case.endswith(" ours"):
-            continue
-        name = case.removesuffix(" ours")
         if "refused" in row:
-            lines.append(_refused(name, row, head))
-            continue
-        lines.append(
-            [
-                name,
-                row["chips"],
-                _collectives(row),
-                f"{row['flops'] / 1e12:.3g}",
-                f"{row['flops'] / row['even_flops']:.2f}",
-                f"{row['sent_bytes'] / 1e6:.3g}",
-                f"{row['sent_bytes'] / row['even_sent_bytes']:.2f}",
-                f"{row['temp_bytes'] / 1e9:.3g}",
-                _milliseconds(row),
-            ]
-        )
-    return _markdown(head, lines)
-
-
-def _refused(case: str, row: dict, head: list[str]) -> list[str]:
-    return [case, "", f"refused: {row['refused']}", *[""] * (len(head) - 3)]
-
-
-def _collectives(row: dict) -> str:
-    return ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items()) or "none"
-
-
-def _milliseconds(row: dict) -> str:
-    return ", ".join(f"{ms:.3g}" for ms in row["ms"].values())
-
-
-def _markdown(head: list[str], lines: list[list]) -> str:
-    rule = ["---"] * len(head)
-    return "\n".join(
-        f"| {' | '.join(map(str, cells))} |" for cells in (head, rule, *lines)
-    )
+            why = {"collectives": f"refused: {row['refused']}"}
+            lines.append([case, *(why.get(name, "") for name in columns)])
+        else:
+            lines.append([case, *(COLUMNS[name](row) for name in columns)])
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
 
 def verdicts(document: dict, bounds: dict[str, tuple[int, float, float | None]]) -> str:

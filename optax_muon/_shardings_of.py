@@ -42,7 +42,7 @@ def shardings_of(params: Any) -> Any:
     found, others, contradictions = [], [], []
     for path, leaf in flat:
         name = "/".join(path_names(path))
-        [*values] = jax.tree.leaves(leaf, is_leaf=_is_told)
+        values = jax.tree.leaves(leaf, is_leaf=_is_told)
         live = _of_array(values[0]) if values else None
         told = _of_metadata(leaf)
         if live is None or _is_told(live):

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+from tests.pod_small import letters, trainings
+
 # Tolerances are the CPU's; an accelerator on the machine must be asked for by name.
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
@@ -56,3 +58,15 @@ def pod_modules():
         file = getattr(sys.modules[name], "__file__", None) or ""
         if file.startswith(str(examples)):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def pod_text(pod_modules):
+    """A corpus of random bytes."""
+    return letters()
+
+
+@pytest.fixture(scope="module")
+def pod_training(pod_modules):
+    """The pod program's small training on a mesh of the given sizes."""
+    return trainings()

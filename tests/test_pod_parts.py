@@ -6,19 +6,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.pod_small import CONTEXT, MODEL, SIZE, letters, mesh_of, trainings
+from tests.pod_small import CONTEXT, MODEL, SIZE, mesh_of
 
 pytestmark = pytest.mark.usefixtures("pod_modules")
-
-
-@pytest.fixture(scope="module")
-def text(pod_modules):
-    return letters()
-
-
-@pytest.fixture(scope="module")
-def training(pod_modules):
-    return trainings()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +83,7 @@ def program(*flags):
     pod_train.main(list(flags))
 
 
-def test_matrices_are_cut_and_vectors_are_not(training):
+def test_matrices_are_cut_and_vectors_are_not(pod_training):
     specs = {
         "query/kernel": P("fsdp", "tensor"),
         "out/kernel": P("tensor", None, "fsdp"),
@@ -105,7 +95,7 @@ def test_matrices_are_cut_and_vectors_are_not(training):
         "count": P(),
     }
     found = {}
-    flat = jax.tree_util.tree_leaves_with_path(training(2, 2, 2).abstract)
+    flat = jax.tree_util.tree_leaves_with_path(pod_training(2, 2, 2).abstract)
     for path, leaf in flat:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         for end in specs:
@@ -115,11 +105,11 @@ def test_matrices_are_cut_and_vectors_are_not(training):
     assert found == {end: {spec} for end, spec in specs.items()}
 
 
-def test_the_first_state_is_cut_and_the_same_on_every_mesh(training):
-    states = [training(*shape).create() for shape in ((1, 1, 1), (2, 2, 2))]
+def test_the_first_state_is_cut_and_the_same_on_every_mesh(pod_training):
+    states = [pod_training(*shape).create() for shape in ((1, 1, 1), (2, 2, 2))]
     for leaf, like in zip(
         jax.tree.leaves(states[1]),
-        jax.tree.leaves(training(2, 2, 2).abstract),
+        jax.tree.leaves(pod_training(2, 2, 2).abstract),
         strict=True,
     ):
         assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
@@ -155,30 +145,30 @@ def test_only_a_tpu_is_told_of_its_options():
 
 @pytest.mark.parametrize("shape", [(2, 4, 1), (8, 1, 1), (2, 2, 2), (1, 2, 4)])
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8])
-def test_a_batch_does_not_depend_on_the_number_of_hosts(shape, hosts, text):
+def test_a_batch_does_not_depend_on_the_number_of_hosts(shape, hosts, pod_text):
     from pod.feed import rows_of, windows
     from pod.layout import BATCH
 
     sharding = NamedSharding(mesh_of(*shape), BATCH)
-    expected = text.batch(3, 5, SIZE, CONTEXT)
+    expected = pod_text.batch(3, 5, SIZE, CONTEXT)
     read = set()
     for devices in np.array_split(sharding.mesh.devices.ravel(), hosts):
         rows = rows_of(sharding, list(devices), SIZE)
         assert len(rows) <= max(SIZE // hosts, SIZE // (shape[0] * shape[1]))
-        ours = windows(text, 3, 5, SIZE, CONTEXT, rows)
+        ours = windows(pod_text, 3, 5, SIZE, CONTEXT, rows)
         np.testing.assert_array_equal(ours, expected[rows])
         read |= set(rows.tolist())
     assert read == set(range(SIZE))
 
 
-def test_a_batch_is_assembled_in_order(text):
+def test_a_batch_is_assembled_in_order(pod_text):
     from pod.feed import Feed
     from pod.layout import batch_sharding
 
     sharding = batch_sharding(mesh_of(2, 2, 2), SIZE)
-    batch = Feed(text, sharding, 3, SIZE, CONTEXT).batch(5)
+    batch = Feed(pod_text, sharding, 3, SIZE, CONTEXT).batch(5)
     assert batch.sharding == sharding
-    np.testing.assert_array_equal(batch, text.batch(3, 5, SIZE, CONTEXT))
+    np.testing.assert_array_equal(batch, pod_text.batch(3, 5, SIZE, CONTEXT))
 
 
 def test_checksums_see_every_bit_and_no_mesh(rng):

@@ -8,19 +8,9 @@ import numpy as np
 import pytest
 
 from optax_muon import find_state
-from tests.pod_small import CONTEXT, MODEL, SIZE, letters, mesh_of, trainings
+from tests.pod_small import CONTEXT, MODEL, SIZE, mesh_of
 
 pytestmark = pytest.mark.usefixtures("pod_modules")
-
-
-@pytest.fixture(scope="module")
-def text(pod_modules):
-    return letters()
-
-
-@pytest.fixture(scope="module")
-def training(pod_modules):
-    return trainings()
 
 
 def loads(good):
@@ -51,15 +41,15 @@ def test_the_newest_good_checkpoint(steps, good, expected):
 
 
 @pytest.fixture(scope="module")
-def run(training, text, tmp_path_factory):
+def run(pod_training, pod_text, tmp_path_factory):
     """Two steps on eight devices, a checkpoint after each: folder and last state."""
     from pod.feed import Feed
     from pod.layout import batch_sharding
     from pod.saves import Saves
 
-    folder, eight = tmp_path_factory.mktemp("run"), training(2, 2, 2)
+    folder, eight = tmp_path_factory.mktemp("run"), pod_training(2, 2, 2)
     cut = batch_sharding(mesh_of(2, 2, 2), SIZE)
-    feed, state = Feed(text, cut, 0, SIZE, CONTEXT), eight.create()
+    feed, state = Feed(pod_text, cut, 0, SIZE, CONTEXT), eight.create()
     with Saves(folder, MODEL, 3) as saves:
         assert saves.resume(eight.abstract) is None
         for step in (0, 1):
@@ -82,9 +72,9 @@ def resume(folder, training, config=MODEL):
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 2), (4, 1, 1), (1, 1, 1), (1, 8, 1)])
-def test_a_state_moves_to_another_mesh_bit_by_bit(shape, saved, training):
+def test_a_state_moves_to_another_mesh_bit_by_bit(shape, saved, pod_training):
     folder, state = saved
-    step, moved, losses = resume(folder, training(*shape))
+    step, moved, losses = resume(folder, pod_training(*shape))
     assert (step, losses) == (2, [0.5, 0.5])
     momentum = [
         jax.tree.leaves(find_state(s.opt_state).momentum) for s in (state, moved)
@@ -93,7 +83,9 @@ def test_a_state_moves_to_another_mesh_bit_by_bit(shape, saved, training):
     jax.tree.map(np.testing.assert_array_equal, *momentum)
     jax.tree.map(np.testing.assert_array_equal, state, moved)
     for leaf, like in zip(
-        jax.tree.leaves(moved), jax.tree.leaves(training(*shape).abstract), strict=True
+        jax.tree.leaves(moved),
+        jax.tree.leaves(pod_training(*shape).abstract),
+        strict=True,
     ):
         assert leaf.sharding == like.sharding
 
@@ -122,11 +114,11 @@ def flip(path):
         (flip, "notes/metadata"),
     ],
 )
-def test_a_damaged_checkpoint_is_set_aside(damage, file, saved, training, capsys):
+def test_a_damaged_checkpoint_is_set_aside(damage, file, saved, pod_training, capsys):
     folder, _ = saved
     damage(folder / "checkpoints" / "2" / file)
     for _ in range(2):  # the second time, there is nothing left to skip
-        step, state, losses = resume(folder, training(2, 2, 2))
+        step, state, losses = resume(folder, pod_training(2, 2, 2))
         assert (step, losses) == (1, [0.5])
         assert find_state(state.opt_state).count == 1
     said = capsys.readouterr().out
@@ -134,14 +126,14 @@ def test_a_damaged_checkpoint_is_set_aside(damage, file, saved, training, capsys
     assert (folder / "set_aside" / "2_0").is_dir()
 
 
-def test_changed_notes_are_no_good(saved, training):
+def test_changed_notes_are_no_good(saved, pod_training):
     folder, _ = saved
     notes = folder / "checkpoints" / "2" / "notes" / "metadata"
     notes.write_text(notes.read_text().replace("0.5", "0.6", 1))
-    assert resume(folder, training(2, 2, 2))[0] == 1
+    assert resume(folder, pod_training(2, 2, 2))[0] == 1
 
 
-def test_changed_values_are_no_good(saved, training, monkeypatch, capsys):
+def test_changed_values_are_no_good(saved, pod_training, monkeypatch, capsys):
     """Those that no reader notices: as if all of a file's own checks had passed."""
     from pod import saves
 
@@ -155,11 +147,11 @@ def test_changed_values_are_no_good(saved, training, monkeypatch, capsys):
         return found
 
     monkeypatch.setattr(saves, "_read", other)
-    assert resume(saved[0], training(2, 2, 2))[0] == 1
+    assert resume(saved[0], pod_training(2, 2, 2))[0] == 1
     assert "params/lm_head/kernel/value" in capsys.readouterr().out
 
 
-def test_if_none_is_good_nothing_is_touched(saved, training):
+def test_if_none_is_good_nothing_is_touched(saved, pod_training):
     from usage import UsageError
 
     folder, _ = saved
@@ -167,12 +159,12 @@ def test_if_none_is_good_nothing_is_touched(saved, training):
         truncate(folder / "checkpoints" / step / "state" / "_METADATA")
     before = sorted(folder.rglob("*"))
     with pytest.raises(UsageError, match=r"--out = .*steps 2, 1\) is good"):
-        resume(folder, training(2, 2, 2))
+        resume(folder, pod_training(2, 2, 2))
     assert sorted(folder.rglob("*")) == before
 
 
-def test_another_configuration_does_not_resume(saved, training):
+def test_another_configuration_does_not_resume(saved, pod_training):
     from usage import UsageError
 
     with pytest.raises(UsageError, match="width was 32 and is now 64"):
-        resume(saved[0], training(2, 2, 2), MODEL | {"width": 64})
+        resume(saved[0], pod_training(2, 2, 2), MODEL | {"width": 64})
