@@ -6,17 +6,23 @@ Run from the repository root; needs `libtpu` (the extra `tpu`), on Linux:
 
 For every target it compiles a step (update, and parameters updated in place) of this
 library, of `optax.contrib.muon` and of `optax.adamw`, and writes what it counts to
-results/tpu_aot.json; a second call goes on from there.
+results/tpu_aot.json; a second call goes on from there. Each program is compiled in a
+process of its own: what one compilation leaves behind slows the next one down. Where
+times to compile are compared, programs take turns.
 """
 
 import argparse
 import collections
 import math
+import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Before jax starts: libtpu must not look for a TPU, nor for its neighbours.
 os.environ |= {
@@ -38,14 +44,24 @@ import hlo
 import machine
 import optax_muon
 import pods
-from pod_table import programs, shares, verdicts
+from pod_table import compile_times, programs, shares, verdicts
 from store import Store, UsageError, load
 
 RESULTS = Path(__file__).parent / "results" / "tpu_aot.json"
-PARTS = ("targets", "scaling")
+# The targets of each part; times to compile are compared where there is a bound.
+KNOWN = {
+    "targets": pods.TARGETS,
+    "scaling": pods.SCALING,
+    "compile_times": tuple(
+        target
+        for target in pods.TARGETS
+        if target.bounds is not None and target.bounds.compile_share is not None
+    ),
+}
 # Lets exchanges run beside other stacks' iterations, for more memory.
 ASYNC = {"xla_tpu_enable_async_all_to_all": "true"}
 COEFFICIENTS = "keller_jordan"  # which all contestants have
+COMPILE_ROUNDS = 5
 
 
 def ours(target: pods.Target, shardings: dict) -> optax.GradientTransformation:
@@ -90,7 +106,10 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     bounds = {one.name: one.bounds for one in pods.TARGETS if one.bounds is not None}
     for part, rows in document["results"].items():
-        print(f"{part}\n\n{programs(rows)}\n\n{shares(rows)}\n")
+        if part == "compile_times":
+            print(f"{compile_times(rows)}\n")
+        else:
+            print(f"{part}\n\n{programs(rows)}\n\n{shares(rows)}\n")
     print(f"aimed at\n\n{verdicts(document, bounds)}")
 
 
@@ -100,7 +119,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--out", type=Path, default=RESULTS, help="results")
-    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to compile")
+    add("--parts", nargs="+", choices=KNOWN, default=tuple(KNOWN), help="which")
     add("--targets", nargs="+", metavar="NAME", help="only these of them")
     add("--contestants", nargs="+", choices=CONTESTANTS, default=tuple(CONTESTANTS))
     add("--redo", action="store_true", help="compile anew what is already there")
@@ -115,55 +134,123 @@ def measure(options: argparse.Namespace) -> dict:
         "environment": machine.environment() | {"libtpu": machine.version("libtpu")},
     }
     store = Store(options.out, header)
-    source = machine.source()
     for part, target, contestant in wanted(options):
         case = f"{target.name} {contestant}"
-        row = store.row(part, case)
-        if row is not None and not options.redo:
-            of = "" if row["source"] == source else ", of other files of optax_muon"
-            print(f"{case}: kept{of}; --redo compiles anew", file=sys.stderr)
-            continue
-        try:
-            found = program(target, contestant)
-        except jax.errors.JaxRuntimeError as error:  # the compiler's own refusal
-            found = {"refused": str(error).splitlines()[0]}
-        store.put(part, case, {"source": source} | found)
-        print(case, file=sys.stderr, flush=True)
+        if not kept(store, part, case, options):
+            store.put(
+                part, case, in_own_process(program_or_refusal, target, contestant)
+            )
+            print(case, file=sys.stderr, flush=True)
+    for target in timed_in_turn(options):
+        if not kept(store, "compile_times", target.name, options):
+            store.put("compile_times", target.name, compiled_in_turn(target))
     return store.document
+
+
+def kept(store: Store, part: str, case: str, options: argparse.Namespace) -> bool:
+    """Whether there is a row already that need not be made anew."""
+    row = store.row(part, case)
+    if row is None or options.redo:
+        return False
+    of = "" if row["source"] == machine.source() else ", of other files of optax_muon"
+    print(f"{case}: kept{of}; --redo compiles anew", file=sys.stderr)
+    return True
+
+
+def compiled_in_turn(target: pods.Target) -> dict:
+    """Seconds that it takes to compile our step and optax's, in each round."""
+    row: dict = {"source": machine.source(), "ours": [], "optax": []}
+    for _ in range(COMPILE_ROUNDS):
+        for contestant in ("ours", "optax"):
+            seconds = in_own_process(seconds_to_compile, target, contestant)
+            row[contestant].append(seconds)
+            print(f"{target.name} {contestant}: {seconds} s", file=sys.stderr)
+    return row
+
+
+def in_own_process(
+    function: Callable[[pods.Target, str], Any], target: pods.Target, contestant: str
+) -> Any:
+    """What the function returns, in a process that has compiled nothing before."""
+    spawn = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
+            return pool.submit(function, target, contestant).result()
+    except BrokenProcessPool:
+        raise UsageError(
+            "--targets",
+            f"{target.name} {contestant}",
+            "its compiler's process died, most likely for want of memory",
+            "Free some, or name other --targets; what is done is kept",
+        ) from None
+
+
+def program_or_refusal(target: pods.Target, contestant: str) -> dict:
+    """`program`, or what the compiler says when it refuses."""
+    source = {"source": machine.source()}
+    try:
+        return source | program(target, contestant)
+    except jax.errors.JaxRuntimeError as error:
+        return source | {"refused": str(error).splitlines()[0]}
 
 
 def wanted(options: argparse.Namespace) -> list[tuple[str, pods.Target, str]]:
     """(part, target, contestant) of every program asked for."""
-    known = {"targets": pods.TARGETS, "scaling": pods.SCALING}
-    names = [target.name for part in options.parts for target in known[part]]
+    names = [target.name for part in options.parts for target in KNOWN[part]]
     unknown = [name for name in options.targets or () if name not in names]
     if unknown:
         raise UsageError(
-            "--targets", unknown, "no such target", f"Choose among {', '.join(names)}"
+            "--targets",
+            unknown,
+            f"no such target in {', '.join(options.parts)}",
+            f"Choose among {', '.join(dict.fromkeys(names))}",
         )
     return [
         (part, target, contestant)
         for part in options.parts
-        for target in known[part]
+        if part != "compile_times"
+        for target in KNOWN[part]
         for contestant in options.contestants
         if options.targets is None or target.name in options.targets
         if part == "targets" or contestant == "ours"  # scaling is of ours
     ]
 
 
+def timed_in_turn(options: argparse.Namespace) -> list[pods.Target]:
+    """The targets asked for whose time to compile is compared with optax's."""
+    return [
+        target
+        for target in KNOWN["compile_times"]
+        if "compile_times" in options.parts
+        if options.targets is None or target.name in options.targets
+    ]
+
+
 def program(target: pods.Target, contestant: str) -> dict:
     """What one compiled step does and needs, on each device."""
     placed = place(target)
-    warm_up(placed.mesh)
-    start = time.perf_counter()
-    compiled = compiled_step(target, contestant, placed)
-    seconds = time.perf_counter() - start
+    compiled, seconds = timed(target, contestant, placed)
     return {
         "chips": placed.mesh.size,
-        "compile_seconds": round(seconds, 1),
+        "compile_seconds": seconds,
         **counted(hlo.Program(compiled.as_text()), compiled, target),
         **(due(target, placed) if CONTESTANTS[contestant] is ours else {}),
     }
+
+
+def seconds_to_compile(target: pods.Target, contestant: str) -> float:
+    """How long one step takes to trace and compile."""
+    return timed(target, contestant, place(target))[1]
+
+
+def timed(
+    target: pods.Target, contestant: str, placed: "Placed"
+) -> tuple[jax.stages.Compiled, float]:
+    """A compiled step, and the seconds that it took to trace and compile."""
+    warm_up(placed.mesh)
+    start = time.perf_counter()
+    compiled = compiled_step(target, contestant, placed)
+    return compiled, round(time.perf_counter() - start, 1)
 
 
 class Placed(NamedTuple):

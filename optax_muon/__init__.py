@@ -12,7 +12,7 @@ The pipeline, in the order of the code:
 of shards, before anything is moved:
 
     argument or types (_sharding, _shardings_of) -> placement of a matrix (_placement)
-      -> who does what (_division)
+      -> who does what (_division) -> collectives (_mesh_axes)
 
 and of orthogonalization by Newton-Schulz:
 

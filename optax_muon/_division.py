@@ -1,13 +1,14 @@
 """Who does what of a stack: the cheapest division of its work among the devices."""
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from optax_muon._cost import Work
 from optax_muon._exchange import Division, Goal
-from optax_muon._layout import Sizes
-from optax_muon._placement import Placement, axes_of, ways
+from optax_muon._mesh_axes import Axes, Axis, Digit, name, ways
+from optax_muon._placement import Placement, axes_of
 
 # How many FLOPs take as long as moving one byte: 985 on a TPU v5e (197 TFLOP/s, 200
 # GB/s in all directions), 765 on a v5p, 2200 between H100s (990 TFLOP/s, 450 GB/s).
@@ -28,7 +29,8 @@ def divide(
     """The division that should take the least time, by FLOPs and bytes.
 
     Whole matrices on every device are best where there are enough of them. If not, some
-    mesh axes may go to the columns: only products with the long side are divided then.
+    mesh axes, or the minor digit of one, may go to the columns: only products with the
+    long side are divided then.
     Copies may also all do the same, which takes no gathering.
 
     Args:
@@ -40,6 +42,7 @@ def divide(
       work: what a device does for one matrix whose columns are on so many devices; None
         if that cannot be.
     """
+    work = functools.cache(work)
 
     def time(division: Division) -> float:
         done = work(division.long.ways)
@@ -53,23 +56,47 @@ def divide(
 
 
 def _divisions(placement: Placement, shape: tuple[int, int, int]) -> Iterator[Division]:
-    """All ways to send mesh axes to the stack, to the columns, or nowhere (copies)."""
+    """All ways to send mesh axes to the stack, to the columns, or nowhere (copies).
+
+    Besides, one axis may go in two digits to both: the minor one to the columns, so
+    that those who share a matrix are neighbours.
+    """
+    yield from _goals(placement, shape)
+    for axis, size in placement.shared:
+        for minor in range(2, size):
+            if size % minor == 0:
+                yield from _goals(placement.split(name(axis), minor), shape)
+
+
+def _goals(placement: Placement, shape: tuple[int, int, int]) -> Iterator[Division]:
     for rows, columns, copies in itertools.product(
         _parted(axes_of(placement.rows), 2),
         _parted(axes_of(placement.columns), 2),
         _parted(placement.copies, 3),
     ):
-        long = Goal(rows[1], columns[1], copies[1])
-        # The columns that a device has are cut once more by rows and copies.
-        cuts = ways(axes_of(placement.columns) + long.rows + long.copies)
-        wide_enough = shape[2] % cuts == 0 and shape[2] // long.ways >= MIN_COLUMNS
-        if long.ways == 1 or wide_enough:
-            yield Division(Goal(rows[0], columns[0], copies[0]), long)
+        division = Division(
+            Goal(rows[0], columns[0], copies[0]), Goal(rows[1], columns[1], copies[1])
+        )
+        long = division.long
+        # The columns that a device has are cut once more by what comes to them.
+        cut = axes_of(placement.columns) + division.to_columns + long.copies
+        wide_enough = shape[2] // long.ways >= MIN_COLUMNS
+        if long.ways == 1 or (wide_enough and shape[2] % ways(cut) == 0):
+            yield division
 
 
-def _parted(axes: Sizes, parts: int) -> Iterator[tuple[Sizes, ...]]:
-    """Every way to hand the axes out among so many parts; first all to the first."""
-    for choice in itertools.product(range(parts), repeat=len(axes)):
+def _parted(axes: Axes, parts: int) -> Iterator[tuple[Axes, ...]]:
+    """Every way to hand the axes out among so many parts; first all to the first.
+
+    Of digits, the major one always goes to the first part, the minor one to the second.
+    """
+
+    def choices(axis: Axis) -> Iterable[int]:
+        if isinstance(axis, Digit):
+            return (1,) if axis.stride == 1 else (0,)
+        return range(parts)
+
+    for choice in itertools.product(*(choices(axis) for axis, _ in axes)):
         yield tuple(
             tuple(axis for axis, part in zip(axes, choice, strict=True) if part == k)
             for k in range(parts)

@@ -15,11 +15,12 @@ from jaxtyping import Array, Float
 
 from optax_muon._casts import at_least_float32, widen
 from optax_muon._cost import runs
+from optax_muon._mesh_axes import Axes, maximum, total
 from optax_muon._polynomials import Row
 
 
 def normalize(
-    x: Float[Array, "*batch m n"], column_axes: tuple[str, ...] = ()
+    x: Float[Array, "*batch m n"], column_axes: Axes = ()
 ) -> Float[Array, "*batch m n"]:
     """x / ||x||_F in the accumulation dtype, exact for any magnitude; 0 stays 0.
 
@@ -36,13 +37,13 @@ def normalize(
 
 
 def _power_of_two_scaled(
-    x: Float[Array, "*batch m n"], column_axes: tuple[str, ...]
+    x: Float[Array, "*batch m n"], column_axes: Axes
 ) -> tuple[Float[Array, "*batch m n"], Float[Array, "*batch 1 1"]]:
     """x times an exact power of two, in x's dtype, and the norm of that; 1 for 0."""
     wide = widen(x)
     largest = jnp.max(jnp.abs(wide), axis=(-2, -1), keepdims=True)
     if column_axes:
-        largest = lax.pmax(largest, column_axes)
+        largest = maximum(largest, column_axes)
     _, exponent = jnp.frexp(largest)  # largest = f 2^exponent, f in [1/2, 1)
     # Powers of two outside the normal numbers would be flushed to zero.
     smallest = jnp.finfo(x.dtype).minexp
@@ -51,7 +52,7 @@ def _power_of_two_scaled(
     wide = wide * power
     squares = jnp.sum(wide * wide, axis=(-2, -1), keepdims=True)
     if column_axes:
-        squares = lax.psum(squares, column_axes)
+        squares = total(squares, column_axes)
     # The maximum first: the square root has no derivative at 0.
     return wide.astype(x.dtype), jnp.sqrt(jnp.maximum(squares, 1))
 
@@ -91,7 +92,7 @@ def gram(
     restarts: tuple[int, ...],
     dtype: jnp.dtype,
     products: ModuleType,
-    column_axes: tuple[str, ...] = (),
+    column_axes: Axes = (),
 ) -> Float[Array, "*batch n m"]:
     """Cycles of steps on R = X X^T alone; each ends with X <- (q I + Q) X.
 
@@ -132,7 +133,7 @@ def gram(
         low = _rounded(x, dtype)
         r = products.gram(low)
         if column_axes:
-            r = lax.psum(r, column_axes)
+            r = total(r, column_axes)
         if norm is not None:
             r = jax.tree.map(lambda part: part / norm**2, r)
         scalar, q = _cycle(r, table, dtype, products)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from optax_muon._cost import Work
+from optax_muon._mesh_axes import Axes
 
 # Of an SVD or QDWH, times n^2 m: only their share of the time matters.
 _EXACT_FLOPS = 30
@@ -27,13 +28,13 @@ class Orthogonalizer(abc.ABC):
         """The (approximate) polar factors; in any real dtype, zeros give zeros."""
 
     def polar_factor_of_columns(
-        self, x: Float[Array, "*batch n l"], axes: tuple[str, ...], platform: str
+        self, x: Float[Array, "*batch n l"], axes: Axes, platform: str
     ) -> Float[Array, "*batch n l"]:
         """As `polar_factor`, inside `jax.shard_map`, of columns on different devices.
 
         Args:
           x: this device's columns of matrices that are not taller than wide.
-          axes: the mesh axes that the columns lie along.
+          axes: the mesh axes, or digits of them, that the columns lie along.
           platform: "cpu", "gpu" or "tpu".
         """
         raise NotImplementedError(f"{self} needs whole matrices")

@@ -30,6 +30,7 @@ from optax_muon._choice import (
 )
 from optax_muon._coefficients import as_table
 from optax_muon._cost import Work, gram_flops
+from optax_muon._mesh_axes import Axes
 from optax_muon._newton_schulz import direct, gram, normalize
 from optax_muon._orthogonalizer import Orthogonalizer
 from optax_muon._polynomials import Row, check_rows
@@ -134,7 +135,7 @@ restarts=None)
         return Work(flops, reductions=len(choice.restarts) + 1)
 
     def polar_factor_of_columns(
-        self, x: Float[Array, "*batch n l"], axes: tuple[str, ...], platform: str
+        self, x: Float[Array, "*batch n l"], axes: Axes, platform: str
     ) -> Float[Array, "*batch n l"]:
         choice = self._choice_of_columns(x.shape, x.dtype, platform)
         assert choice is not None  # `work` said so

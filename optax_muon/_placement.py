@@ -1,6 +1,7 @@
 """Where the shards of a leaf's matrices lie: what mesh axes do to rows and columns."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_muon._layout import Layout, Sizes, Spec
+from optax_muon._layout import Layout, Spec
+from optax_muon._mesh_axes import Axes, digits, ways
 from optax_muon._resolution import MatrixAxesLike, MatrixRoute, matrix_routes
 from optax_muon._routing import MatrixView
 from optax_muon._sharding import ShardingLike, read_layout
@@ -23,7 +25,7 @@ class Factor:
       length: of one part.
     """
 
-    axes: Sizes
+    axes: Axes
     length: int
 
 
@@ -43,8 +45,8 @@ class Placement:
 
     rows: Side = ()
     columns: Side = ()
-    batch: Sizes = ()
-    copies: Sizes = ()
+    batch: Axes = ()
+    copies: Axes = ()
 
     @property
     def turned(self) -> "Placement":
@@ -52,19 +54,34 @@ class Placement:
         return dataclasses.replace(self, rows=self.columns, columns=self.rows)
 
     @property
-    def shared(self) -> Sizes:
+    def shared(self) -> Axes:
         """The axes that devices may divide the work over: none if all is local."""
         return axes_of(self.rows) + axes_of(self.columns) + self.copies
 
+    def split(self, axis: str, minor: int) -> "Placement":
+        """The same with a mesh axis in two digits, the second of `minor` values."""
 
-def axes_of(side: Side) -> Sizes:
+        def of(axes: Axes) -> Axes:
+            split = (
+                digits(axis, size, minor) if name == axis else ((name, size),)
+                for name, size in axes
+            )
+            return tuple(itertools.chain.from_iterable(split))
+
+        def of_side(side: Side) -> Side:
+            return tuple(Factor(of(factor.axes), factor.length) for factor in side)
+
+        return dataclasses.replace(
+            self,
+            rows=of_side(self.rows),
+            columns=of_side(self.columns),
+            copies=of(self.copies),
+        )
+
+
+def axes_of(side: Side) -> Axes:
     """The mesh axes that cut it, major first."""
     return tuple(axis for factor in side for axis in factor.axes)
-
-
-def ways(axes: Sizes) -> int:
-    """Into how many parts the mesh axes cut."""
-    return math.prod(size for _, size in axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +184,7 @@ def _local(view: MatrixView, spec: Spec, layout: Layout) -> MatrixView:
 def _placement(view: MatrixView, spec: Spec, layout: Layout) -> Placement:
     sizes = dict(layout.sizes)
 
-    def cuts(axis: int) -> Sizes:
+    def cuts(axis: int) -> Axes:
         return tuple((name, sizes[name]) for name in spec[axis] if sizes[name] > 1)
 
     def side(tensor_axes: Sequence[int]) -> Side:

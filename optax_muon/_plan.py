@@ -12,6 +12,7 @@ from optax_muon import _checks
 from optax_muon._casts import at_least_float32
 from optax_muon._exchange import Division
 from optax_muon._functions import OrthogonalizerLike, as_orthogonalizer
+from optax_muon._mesh_axes import described
 from optax_muon._orthogonalizer import Orthogonalizer
 from optax_muon._orthogonalizers import NewtonSchulz
 from optax_muon._placement import PlacedView, place, whole_leaves
@@ -64,8 +65,8 @@ class PlanBucket:
         and GPU, float32 ones are stacked and moved in bfloat16.
       count: how many matrices there are.
       paths: the leaves they come from.
-      division: which mesh axes share the work: those in `stack` by matrices, those in
-        `long` by the columns of each; none without sharding.
+      division: which mesh axes, or digits of them, share the work: those in `stack` by
+        matrices, those in `long` by the columns of each; none without sharding.
       own: how many matrices one device orthogonalizes, or its columns of so many.
       flops: of one device in a step.
       bytes_sent: by one device in a step.
@@ -91,7 +92,7 @@ class PlanBucket:
             return name
         what = f"{self.own} a device"
         if self.division.column_axes:
-            what += f", columns over {', '.join(self.division.column_axes)}"
+            what += f", columns over {described(self.division.column_axes)}"
         return f"{name}: {what}, which sends {_bytes(self.bytes_sent)}"
 
 

@@ -74,7 +74,7 @@ def division_of(
     stack: Stack, orthogonalizer: Orthogonalizer, platform: str
 ) -> Division:
     """Who does what of a stack on "cpu", "gpu" or "tpu"."""
-    if not stack.placement.shared or 0 in stack.shape:
+    if not stack.placement.shared:
         return Division()
     return divide(
         stack.placement,
@@ -102,8 +102,6 @@ def work_on(
     stack: Stack, division: Division, orthogonalizer: Orthogonalizer, platform: str
 ) -> Work:
     """What one device does for each matrix of a stack that it has a part in."""
-    if 0 in stack.shape:
-        return Work(0.0)
     work = _work(stack, orthogonalizer, platform, division.long.ways)
     assert work is not None  # or it would not be divided so
     return work

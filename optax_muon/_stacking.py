@@ -19,7 +19,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from optax_muon._casts import at_least_float32
-from optax_muon._placement import PlacedView, Placement, ways
+from optax_muon._mesh_axes import ways
+from optax_muon._placement import PlacedView, Placement
 from optax_muon._routing import MatrixView
 from optax_muon._splitting import split
 

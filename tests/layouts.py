@@ -18,6 +18,7 @@ MESHES = {
 }
 EXCHANGE = {"all-to-all": 2}
 GATHER = {"all-gather": 1}
+SUMS = {"all-reduce": 3}
 
 
 PLAIN = MatrixAxes(0, 1)
@@ -39,8 +40,8 @@ class Case:
     Attributes:
       expected: how many collectives of each kind an update may have.
       tolerance: of float32 values against the unsharded update. Rounding is the same
-        but where products are transposed or sums of squares ordered otherwise, which
-        Keller Jordan's five steps magnify up to 485 times.
+        but where products are transposed, or sums of squares or of X X^T are ordered
+        otherwise, which Keller Jordan's five steps magnify up to 485 times.
     """
 
     mesh: str
@@ -115,6 +116,21 @@ CASES = {
         "fsdp4_tensor2",
         several(1, (8, 32, 64), P(None, "fsdp", "tensor"), STACKED),
         EXCHANGE,
+    ),
+    # Fewer matrices than devices: sums of the norm's maximum and squares, and of X X^T
+    # in the single cycle that float32 has.
+    "few": Case("x8", several(2, (64, 1024), P("x")), EXCHANGE | SUMS, tolerance=1e-5),
+    "few, columns": Case(
+        "x8", several(2, (64, 1024), P(None, "x")), EXCHANGE | SUMS, tolerance=1e-5
+    ),
+    "few, copies": Case(
+        "x8", several(2, (64, 1024), P()), GATHER | SUMS, tolerance=1e-5
+    ),
+    "few, rows and columns": Case(
+        "fsdp4_tensor2",
+        several(2, (64, 1024), P("fsdp", "tensor")),
+        EXCHANGE | SUMS,
+        tolerance=1e-5,
     ),
     "experts": Case("x8", several(2, (8, 32, 64), P("x"), STACKED), {}),
     "experts, and copies": Case(

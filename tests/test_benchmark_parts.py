@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import optax_muon
 
@@ -258,24 +259,37 @@ class TestPrograms:
     def test_flops_with_loops_multiplied_out(self, program):
         assert program.flops() == (4 + 1) * 2 * 4 * 4 * 8
 
-    def test_bytes_are_those_of_the_plan(self, benchmark_modules):
+    @pytest.mark.parametrize(
+        ("sizes", "spec", "shape", "count"),
+        [
+            ((4, 2), P("fsdp"), (32, 64), 11),
+            ((8, 1), P("fsdp"), (64, 1024), 2),  # four devices share a matrix
+            ((8, 1), P(None, "fsdp"), (64, 1024), 2),
+            ((8, 1), P(), (64, 1024), 2),
+        ],
+    )
+    def test_bytes_are_those_of_the_plan(
+        self, sizes, spec, shape, count, benchmark_modules
+    ):
         """XLA's CPU writes an all-to-all as a tuple of what goes to each device."""
         import hlo
 
         kind = (jax.sharding.AxisType.Auto,) * 2
-        mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=kind)
-        spec = jax.sharding.PartitionSpec("fsdp")
+        mesh = jax.make_mesh(sizes, ("fsdp", "tensor"), axis_types=kind)
         sharding = jax.sharding.NamedSharding(mesh, spec)
-        shape = jax.ShapeDtypeStruct((32, 64), "float32", sharding=sharding)
-        params = {f"layer_{i}": shape for i in range(11)}
+        leaf = jax.ShapeDtypeStruct(shape, "float32", sharding=sharding)
+        params = {f"layer_{i}": leaf for i in range(count)}
         plan = optax_muon.plan(params, sharding=sharding)
         tx = optax_muon.scale_by_muon(sharding=sharding)
         state = jax.eval_shape(tx.init, params)
         text = jax.jit(tx.update).lower(params, state).compile().as_text()
         found = hlo.Program(text)
         sent = sum(one.sent * one.times for one in found.collectives())
-        assert sent == plan.buckets[0].bytes_sent
-        assert found.flops() == plan.buckets[0].flops
+        [bucket] = plan.buckets
+        # The maximum and the squares of a norm are not planned: a float32 each.
+        norms = 2 * 2 * 4 if bucket.division.column_axes else 0
+        assert bucket.bytes_sent <= sent <= bucket.bytes_sent + norms
+        assert found.flops() == bucket.flops
 
 
 @pytest.mark.usefixtures("benchmark_modules")
@@ -308,7 +322,6 @@ class TestPods:
             ({"flops": 10**13}, "FLOPs"),
             ({"moved_bytes": 10**9}, "all-to-alls' bytes"),
             ({"ms": {"products": 50, "network": 50}}, "least ms"),
-            ({"compile_seconds": 10**4}, "compile time"),
         ],
     )
     def test_each_claim_can_fail(self, change, claim):
@@ -319,6 +332,27 @@ class TestPods:
         said = pod_table.verdicts(results, self.bounds()).splitlines()
         failed = [line for line in said if line.endswith("FAIL")]
         assert any(line.startswith(f"gpt_12x2048_rows: {claim}") for line in failed)
+
+    @pytest.mark.parametrize(
+        ("times", "verdict"),
+        [
+            ({"ours": [9, 99, 9], "optax": [99, 80, 9]}, "pass"),  # medians, not means
+            ({"ours": [9, 9, 99], "optax": [999, 9, 9]}, "FAIL"),
+            (None, "FAIL"),
+        ],
+    )
+    def test_so_can_that_of_time_to_compile(self, times, verdict):
+        import pod_table
+
+        results = self.results()
+        rows = {} if times is None else {"gpt_12x2048_rows": times}
+        results["results"]["compile_times"] = rows
+        [said] = [
+            line
+            for line in pod_table.verdicts(results, self.bounds()).splitlines()
+            if line.startswith("gpt_12x2048_rows: compile time / optax's")
+        ]
+        assert said.endswith(verdict)
 
     def test_a_refused_program_is_shown_and_fails(self):
         import pod_table

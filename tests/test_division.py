@@ -1,11 +1,13 @@
 """Who does what of a stack: the choice, its cost, and columns of one matrix shared."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_muon
@@ -14,6 +16,7 @@ from optax_muon import _division as division_module
 from optax_muon._cost import Work
 from optax_muon._division import bytes_sent, divide
 from optax_muon._exchange import Division, Goal
+from optax_muon._mesh_axes import Digit, described
 from optax_muon._placement import Factor, Placement
 from tests import oracles, spectra
 
@@ -42,12 +45,23 @@ class TestChoice:
         assert chosen.long.rows == (("tensor", 4),)
         assert chosen.stack.rows == (("fsdp", 64),)
 
+    @pytest.mark.parametrize("side", ["rows", "columns", "copies"])
+    def test_one_axis_is_split_between_stack_and_columns(self, side):
+        axes = (("fsdp", 256),)
+        placed = axes if side == "copies" else (Factor(axes, 64),)
+        chosen = divide(
+            Placement(**{side: placed}), (64, 4096, 16384), 2, "tpu", by_columns
+        )
+        assert (chosen.stack.ways, chosen.long.ways) == (64, 4)
+        assert described(chosen.stack.axes) == "64 of fsdp"
+        assert described(chosen.column_axes) == "4 of fsdp"
+
     def test_not_where_that_cannot_be(self):
         chosen = divide(ROWS, (64, 4096, 16384), 2, "tpu", whole_only)
         assert (chosen.stack.ways, chosen.long.ways) == (256, 1)
 
     def test_not_where_parts_would_be_narrow_or_unequal(self):
-        for columns in (256, 1030):  # 64 each, or not divisible by 4
+        for columns in (254, 1031):  # 127 for each of two, or a prime
             chosen = divide(ROWS, (64, 128, columns), 2, "tpu", by_columns)
             assert chosen.long.ways == 1
 
@@ -79,14 +93,58 @@ PLACE = st.sampled_from(["rows", "columns", "copies"])
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
+    st.sampled_from([(2, 2, 2), (4, 2, 1), (2, 1, 4)]),
     st.lists(PLACE, min_size=3, max_size=3),
     st.integers(1, 9),
     st.sampled_from([(8, 16), (16, 8), (16, 16), (24, 40)]),
     st.integers(0, 30),
 )
-def test_every_division_gives_the_same_values(places, count, shape, pick):
+def test_every_division_gives_the_same_values(sizes, places, count, shape, pick):
     """Not only the cheapest: all of them are right."""
-    mesh = jax.make_mesh((2, 2, 2), ("a", "b", "c"), axis_types=(AxisType.Auto,) * 3)
+    check_division(sizes, places, count, shape, lambda found: found[pick % len(found)])
+
+
+SIDES = ("rows", "columns", "copies")
+
+
+@pytest.mark.parametrize("which", [0, -1])
+@pytest.mark.parametrize(
+    ("sizes", "places"),
+    [
+        *(((size, 1, 1), (side, side, side)) for size in (8, 6) for side in SIDES),
+        *(((4, 2, 1), (side, other, "rows")) for side in SIDES for other in SIDES),
+    ],
+)
+def test_axes_in_two_digits_give_the_same_values(sizes, places, which):
+    """With all other axes going to the stack, and with none."""
+    check_division(sizes, places, 3, (24, 96), lambda found: with_digits(found)[which])
+
+
+def with_digits(divisions):
+    return [
+        division
+        for division in divisions
+        if any(isinstance(axis, Digit) for axis, _ in division.column_axes)
+    ]
+
+
+def test_primes_have_one_digit():
+    placement = Placement(rows=(Factor((("a", 3), ("b", 5)), 8),))
+    assert not with_digits(division_module._divisions(placement, (3, 120, 3840)))
+
+
+def check_division(sizes, places, count, shape, pick):
+    """That it gives the update that one device gives.
+
+    Args:
+      sizes: of the mesh's three axes.
+      places: of the axes: what of the matrices they cut, or "copies".
+      count: of matrices.
+      shape: of each.
+      pick: of all divisions, the one to take.
+    """
+    devices = np.array(jax.devices()[: math.prod(sizes)]).reshape(sizes)
+    mesh = Mesh(devices, ("a", "b", "c"), axis_types=(AxisType.Auto,) * 3)
     on = {
         place: tuple(name for name, p in zip("abc", places, strict=True) if p == place)
         for place in set(places)
@@ -97,8 +155,7 @@ def test_every_division_gives_the_same_values(places, count, shape, pick):
 
     def pick_one(placement, shape, itemsize, platform, work):
         del itemsize, platform, work
-        found = list(division_module._divisions(placement, shape))
-        return found[pick % len(found)]
+        return pick(list(division_module._divisions(placement, shape)))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(division_module, "MIN_COLUMNS", 1)
@@ -134,7 +191,9 @@ def test_columns_of_one_matrix_on_several_devices(columns, benchmark_modules):
     program = jax.jit(tx.update).lower(placed, state).compile()
     found = hlo.Program(program.as_text())
     assert not any(one.in_loop for one in found.collectives())
-    assert bucket.division.column_axes == ("fsdp",)
+    # Columns that lie on devices already need not move.
+    on = described(bucket.division.column_axes)
+    assert on == ("2 of fsdp, tensor" if columns % 8 == 0 else "fsdp")
     assert "columns over" in str(plan)
     # Its norm's maximum and squares, and R of the single cycle.
     assert found.counts()["all-reduce"] <= 3
@@ -153,7 +212,7 @@ def test_columns_in_bfloat16_are_as_close_as_whole_matrices():
     gradient = np.random.default_rng(0).normal(size=(64, 1024)).astype(np.float32)
     params = {"kernel": gradient}
     [bucket] = optax_muon.plan(params, None, sharding, orthogonalizer=bfloat16).buckets
-    assert bucket.division.column_axes == ("x",)
+    assert bucket.division.column_axes == (("x", 8),)
     placed = jax.device_put(gradient, sharding)
     found = orthogonalize(placed, bfloat16, sharding)
     error = oracles.relative_error(found, oracles.chain(gradient, bfloat16.rows))
@@ -163,4 +222,4 @@ def test_columns_in_bfloat16_are_as_close_as_whole_matrices():
 
 def test_exact_factors_need_whole_matrices():
     with pytest.raises(NotImplementedError, match="needs whole matrices"):
-        Qdwh().polar_factor_of_columns(np.ones((1, 2, 4)), ("x",), "cpu")
+        Qdwh().polar_factor_of_columns(np.ones((1, 2, 4)), (("x", 2),), "cpu")

@@ -122,3 +122,5 @@ def test_pods_are_those_of_the_committed_programs():
         pod_table.shares(results["scaling"]),
     ):
         assert f"\n\n{table}\n\n" in section("Sharded training")
+    times = pod_table.compile_times(results["compile_times"]).replace("\n", " ")
+    assert times in section("Sharded training").replace("\n", " ")

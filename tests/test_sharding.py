@@ -77,6 +77,17 @@ def test_collectives_values_and_shardings(name, kind, capfd):
             )
 
 
+def test_the_compiler_says_when_it_gathers_all(capfd):
+    """What is looked for above does come: of the same move, left to the compiler."""
+    mesh = mesh_of("fsdp4_tensor2", AxisType.Auto)
+    there = NamedSharding(mesh, P(("fsdp", "tensor")))
+    x = jax.ShapeDtypeStruct(
+        (8, 32, 64), "float32", sharding=NamedSharding(mesh, P(None, "fsdp", "tensor"))
+    )
+    jax.jit(lambda x: jax.lax.with_sharding_constraint(x, there)).lower(x).compile()
+    assert "rematerialization" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("name", ["rows and columns", "copies"])
 def test_a_whole_step_of_training_keeps_its_shardings(name, kind):

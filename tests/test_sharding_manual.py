@@ -18,8 +18,10 @@ from optax_muon import (
     muon,
     normalize_neurons,
     orthogonalize,
+    plan,
     scale_by_muon,
 )
+from optax_muon._mesh_axes import described
 from tests.layouts import CASES, axes_of, mesh_of, on_mesh
 
 KELLER = NewtonSchulz("keller_jordan")
@@ -255,14 +257,24 @@ def test_mesh_axes_may_have_any_names():
     close(step, expected)
 
 
-def test_an_ensemble_mapped_over_an_explicit_axis():
+@pytest.mark.parametrize(
+    ("shape", "spec", "columns"),
+    [
+        ((16, 32), P("fsdp"), ""),
+        ((64, 1024), P("fsdp"), "2 of fsdp"),
+        ((64, 1024), P(None, "fsdp"), "2 of fsdp"),
+        ((64, 1024), P(), "2 of fsdp"),
+    ],
+)
+def test_an_ensemble_mapped_over_an_explicit_axis(shape, spec, columns):
     """`KeepOut` leaves an axis to vmap that no leaf is cut over."""
     mesh = jax.make_mesh(
         (2, 4), ("ensemble", "fsdp"), axis_types=(AxisType.Explicit,) * 2
     )
-    where = NamedSharding(mesh, P("ensemble", "fsdp"))
     rng = np.random.default_rng(0)
-    members = jnp.asarray(rng.normal(size=(2, 16, 32)), jnp.float32)
+    members = {
+        name: jnp.asarray(rng.normal(size=(2, *shape)), jnp.float32) for name in "ab"
+    }
     cubic = NewtonSchulz("cubic", steps=2)  # rounding hardly grows
     tx = scale_by_muon(orthogonalizer=cubic, sharding=KeepOut("ensemble"))
     alone = scale_by_muon(orthogonalizer=cubic)
@@ -271,6 +283,16 @@ def test_an_ensemble_mapped_over_an_explicit_axis():
         return jax.jit(jax.vmap(lambda g: tx.update(g, tx.init(g))[0]))
 
     with jax.set_mesh(mesh):
+        one = {
+            name: jax.ShapeDtypeStruct(
+                shape, "float32", sharding=NamedSharding(mesh, spec)
+            )
+            for name in "ab"
+        }
+        kept = KeepOut("ensemble")
+        [bucket] = plan(one, sharding=kept, orthogonalizer=cubic).buckets
+        assert described(bucket.division.column_axes) == columns
+        where = NamedSharding(mesh, P("ensemble", *spec))
         found = update(tx)(jax.device_put(members, where))
     close(found, update(alone)(members))
 
