@@ -158,13 +158,25 @@ def kept(store: Store, part: str, case: str, options: argparse.Namespace) -> boo
 
 
 def compiled_in_turn(target: pods.Target) -> dict:
-    """Seconds that it takes to compile our step and optax's, in each round."""
-    row: dict = {"source": machine.source(), "ours": [], "optax": []}
+    """Seconds that it takes to trace and compile our step and optax's, each round."""
+    row: dict = {"ours": [], "optax": []}
     for _ in range(COMPILE_ROUNDS):
         for contestant in ("ours", "optax"):
-            seconds = in_own_process(seconds_to_compile, target, contestant)
-            row[contestant].append(seconds)
-            print(f"{target.name} {contestant}: {seconds} s", file=sys.stderr)
+            found = in_own_process(program_or_refusal, target, contestant)
+            if "refused" in found:
+                raise UsageError(
+                    "--parts",
+                    "compile_times",
+                    f"of {target.name} the compiler refuses {contestant}: "
+                    + found["refused"],
+                    "Leave that part out",
+                )
+            row[contestant].append(found["compile_seconds"])
+            if contestant == "ours":
+                row["source"] = found["source"]
+            print(
+                f"{target.name} {contestant}: {row[contestant][-1]} s", file=sys.stderr
+            )
     return row
 
 
@@ -229,28 +241,16 @@ def timed_in_turn(options: argparse.Namespace) -> list[pods.Target]:
 def program(target: pods.Target, contestant: str) -> dict:
     """What one compiled step does and needs, on each device."""
     placed = place(target)
-    compiled, seconds = timed(target, contestant, placed)
-    return {
-        "chips": placed.mesh.size,
-        "compile_seconds": seconds,
-        **counted(hlo.Program(compiled.as_text()), compiled, target),
-        **(due(target, placed) if CONTESTANTS[contestant] is ours else {}),
-    }
-
-
-def seconds_to_compile(target: pods.Target, contestant: str) -> float:
-    """How long one step takes to trace and compile."""
-    return timed(target, contestant, place(target))[1]
-
-
-def timed(
-    target: pods.Target, contestant: str, placed: "Placed"
-) -> tuple[jax.stages.Compiled, float]:
-    """A compiled step, and the seconds that it took to trace and compile."""
     warm_up(placed.mesh)
     start = time.perf_counter()
     compiled = compiled_step(target, contestant, placed)
-    return compiled, round(time.perf_counter() - start, 1)
+    seconds = time.perf_counter() - start
+    return {
+        "chips": placed.mesh.size,
+        "compile_seconds": round(seconds, 1),
+        **counted(hlo.Program(compiled.as_text()), compiled, target),
+        **(due(target, placed) if CONTESTANTS[contestant] is ours else {}),
+    }
 
 
 class Placed(NamedTuple):

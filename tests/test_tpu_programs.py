@@ -103,13 +103,14 @@ def test_one_chip_holds_stacks_in_the_dtype_of_products():
 def test_what_is_missing_is_compiled_and_times_are_taken_in_turn(tmp_path, monkeypatch):
     """No compiler here: what would go to processes of their own."""
     import tpu_aot
+    from store import UsageError
 
-    done = []
+    done, answer = [], {"compile_seconds": 1.5}
 
     def instead(function, one, contestant):
-        done.append((function.__name__, one.name, contestant))
-        seconds = function is tpu_aot.seconds_to_compile
-        return 1.5 if seconds else {"source": "now", "refused": "not here"}
+        assert function is tpu_aot.program_or_refusal
+        done.append((one.name, contestant))
+        return {"source": "now"} | answer
 
     monkeypatch.setattr(tpu_aot, "in_own_process", instead)
     flags = ["--out", str(tmp_path / "out.json"), "--targets", "gpt_12x2048_rows"]
@@ -120,16 +121,22 @@ def test_what_is_missing_is_compiled_and_times_are_taken_in_turn(tmp_path, monke
         return document["results"], list(done)
 
     _, found = measured("--contestants", "ours", "--parts", "targets")
-    assert found == [("program_or_refusal", "gpt_12x2048_rows", "ours")]
+    assert found == [("gpt_12x2048_rows", "ours")]
     results, found = measured("--contestants", "ours", "adamw")
-    timed = [("seconds_to_compile", "gpt_12x2048_rows", c) for c in ("ours", "optax")]
-    assert found == [("program_or_refusal", "gpt_12x2048_rows", "adamw"), *timed * 5]
+    turn = [("gpt_12x2048_rows", "ours"), ("gpt_12x2048_rows", "optax")]
+    assert found == [("gpt_12x2048_rows", "adamw"), *turn * 5]
     assert set(results["targets"]) == {
         "gpt_12x2048_rows ours",
         "gpt_12x2048_rows adamw",
     }
     assert results["compile_times"]["gpt_12x2048_rows"]["optax"] == [1.5] * 5
     assert measured("--contestants", "ours", "adamw")[1] == []
+    del answer["compile_seconds"]
+    answer["refused"] = "no room"
+    results, found = measured("--parts", "targets", "--contestants", "optax")
+    assert results["targets"]["gpt_12x2048_rows optax"]["refused"] == "no room"
+    with pytest.raises(UsageError, match="the compiler refuses ours: no room"):
+        measured("--parts", "compile_times", "--redo")
 
 
 def test_a_dead_compiler_is_one_line():
