@@ -28,6 +28,8 @@ Convention: a matrix is [fan_in, fan_out], as Flax kernels are.
 
 from optax_muon._choice import Choice as Choice
 from optax_muon._coefficients import COEFFICIENTS as COEFFICIENTS
+from optax_muon._matrix_axes import MatrixAxes as MatrixAxes
+from optax_muon._matrix_axes import UndecidedLeafError as UndecidedLeafError
 from optax_muon._muon import MuonState as MuonState
 from optax_muon._muon import find_state as find_state
 from optax_muon._muon import scale_by_muon as scale_by_muon
@@ -42,9 +44,8 @@ from optax_muon._polar_express import (
     polar_express_coefficients as polar_express_coefficients,
 )
 from optax_muon._recipes import muon as muon
-from optax_muon._routing import MatrixAxes as MatrixAxes
-from optax_muon._routing import UndecidedLeafError as UndecidedLeafError
 from optax_muon._routing import flax_matrix_axes as flax_matrix_axes
+from optax_muon._routing import fused as fused
 from optax_muon._routing import stacked as stacked
 from optax_muon._scaling import scale_by_shape as scale_by_shape
 from optax_muon._shampoo import scale_by_shampoo as scale_by_shampoo

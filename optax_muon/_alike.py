@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_muon._routing import path_names
+from optax_muon._matrix_axes import path_names
 
 
 def check_alike(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import optax
 
-from optax_muon._routing import Path, path_names
+from optax_muon._matrix_axes import Path, path_names
 
 MISSING = object()
 

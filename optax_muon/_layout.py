@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from optax_muon._routing import path_names
+from optax_muon._matrix_axes import path_names
 
 Sizes = tuple[tuple[str, int], ...]
 """Names and sizes of mesh axes."""

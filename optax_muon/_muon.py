@@ -26,6 +26,7 @@ from optax_muon._resolution import MatrixAxesLike
 from optax_muon._scaling import ScaleRule, as_scale_rule, scale_factor
 from optax_muon._serialization import register_state
 from optax_muon._sharding import ShardingLike, read_layout
+from optax_muon._statistics import seen_on_shards
 
 
 # Not mappable: chex's default would make it a Mapping that unpacks to field names.
@@ -141,7 +142,10 @@ def scale_by_muon(
             form=momentum_form,
             nesterov=nesterov,
             orthogonalizer=configuration,
-            factors=tuple(scale_factor(scale_rule, *v.whole.fans) for v in views),
+            factors=tuple(
+                tuple(scale_factor(scale_rule, *fans) for fans in v.whole.fans_of_parts)
+                for v in views
+            ),
         )
         return jax.tree.unflatten(treedef, steps), MuonState(
             count=optax.safe_increment(state.count),
@@ -174,7 +178,7 @@ def _step(
     form: str,
     nesterov: bool,
     orthogonalizer: Orthogonalizer,
-    factors: tuple[float, ...],
+    factors: tuple[tuple[float, ...], ...],
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The step and the new trace of every leaf."""
 
@@ -187,8 +191,10 @@ def _step(
         ]
         polar = polar_factors([d for _, d in new], views, orthogonalizer)
         steps = [
-            (p if factor == 1 else factor * p).astype(g.dtype)
-            for factor, p, g in zip(factors, polar, gradients, strict=True)
+            (p if set(each) == {1} else matrices.each(each) * p).astype(g.dtype)
+            for each, matrices, p, g in zip(
+                factors, seen_on_shards(layout, views), polar, gradients, strict=True
+            )
         ]
         return steps, [trace for trace, _ in new]
 

@@ -11,12 +11,12 @@ import optax
 from optax_muon import _checks
 from optax_muon._alike import check_alike
 from optax_muon._casts import at_least_float32, widen
-from optax_muon._layout import Layout, Spec
+from optax_muon._layout import Layout
 from optax_muon._placement import PlacedView, placed_views
 from optax_muon._resolution import MatrixAxesLike
-from optax_muon._routing import MatrixView
 from optax_muon._serialization import register_state
 from optax_muon._sharding import ShardingLike
+from optax_muon._statistics import Matrices, seen_whole
 
 
 @register_state
@@ -25,7 +25,8 @@ class NeuronState:
     """State of `normalize_neurons`.
 
     Attributes:
-      second_moment: a tree like the parameters, each fan-in axis of length 1.
+      second_moment: a tree like the parameters, each fan-in axis of length 1 (where
+        the fan-in has parts, repeated along each of them).
     """
 
     second_moment: Any
@@ -78,7 +79,7 @@ def normalize_neurons(
         moments = [
             # A sum of zeros, because it is sharded as the leaf is.
             jnp.zeros_like(leaf, dtype=at_least_float32(leaf.dtype)).sum(
-                view.whole.fan_in_axes, keepdims=True
+                view.whole.merged_axes, keepdims=True
             )
             for leaf, view in zip(leaves, views, strict=True)
         ]
@@ -101,9 +102,9 @@ def normalize_neurons(
             jax.tree.map(widen, state.second_moment)
         )
         new = [
-            _normalize(leaf, moment, beta2, view.whole, layout.entered(index))
-            for index, (leaf, moment, view) in enumerate(
-                zip(leaves, moments, views, strict=True)
+            _normalize(leaf, moment, beta2, matrices)
+            for leaf, moment, matrices in zip(
+                leaves, moments, seen_whole(layout, views), strict=True
             )
         ]
         return jax.tree.unflatten(treedef, [leaf for leaf, _ in new]), NeuronState(
@@ -114,27 +115,16 @@ def normalize_neurons(
 
 
 def _normalize(
-    leaf: jax.Array,
-    moment: jax.Array,
-    beta2: jax.typing.ArrayLike,
-    view: MatrixView,
-    entered: Spec,
+    leaf: jax.Array, moment: jax.Array, beta2: jax.typing.ArrayLike, matrices: Matrices
 ) -> tuple[jax.Array, jax.Array]:
     if leaf.size == 0:
         return leaf, moment
-
-    def total(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        """Of the whole leaf, also where this device has a shard of it."""
-        over = tuple(name for axis in axes for name in entered[axis])
-        x = x.sum(axes, keepdims=True)
-        return jax.lax.psum(x, over) if over else x
-
     wide = leaf.astype(moment.dtype)
-    power = total(wide**2, view.fan_in_axes) / max(view.fans[0], 1)
+    inputs = matrices.given(lambda fan_in, fan_out: max(fan_in, 1))
+    power = matrices.over_inputs(wide**2) / inputs
     moment = jnp.asarray(beta2 * moment + (1 - beta2) * power, moment.dtype)
     # A neuron that never moved has v = 0 and an update of 0, and keeps it.
     normalized = wide / jnp.sqrt(jnp.where(moment > 0, moment, 1))
-    matrix = view.fan_in_axes + view.fan_out_axes
-    before, after = (jnp.sqrt(total(x**2, matrix)) for x in (wide, normalized))
+    before, after = matrices.norm(wide), matrices.norm(normalized)
     rescaled = normalized * (before / jnp.where(after > 0, after, 1))
     return rescaled.astype(leaf.dtype), moment

@@ -9,11 +9,11 @@ from jaxtyping import Array, Float
 from optax_muon import _checks
 from optax_muon._functions import OrthogonalizerLike, as_orthogonalizer, polar
 from optax_muon._layout import Layout
+from optax_muon._matrix_axes import MatrixAxes
 from optax_muon._orthogonalizer import Orthogonalizer
 from optax_muon._orthogonalizers import NewtonSchulz
 from optax_muon._placement import PlacedView, placed_views
 from optax_muon._polar_factors import polar_factors
-from optax_muon._routing import MatrixAxes
 from optax_muon._sharding import ShardingLike
 
 

@@ -30,11 +30,11 @@ from optax_muon._choice import (
 )
 from optax_muon._coefficients import as_table
 from optax_muon._cost import Work, gram_flops
+from optax_muon._loops import in_chunks, one_by_one
 from optax_muon._mesh_axes import Axes
 from optax_muon._newton_schulz import direct, gram, normalize
 from optax_muon._orthogonalizer import Orthogonalizer
 from optax_muon._polynomials import Row, check_rows
-from optax_muon._stacking import in_chunks, one_by_one
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from optax_muon._layout import Layout, Spec
+from optax_muon._matrix_axes import MatrixView
 from optax_muon._mesh_axes import Axes, digits, ways
 from optax_muon._resolution import MatrixAxesLike, MatrixRoute, matrix_routes
-from optax_muon._routing import MatrixView
 from optax_muon._sharding import ShardingLike, read_layout
 
 
@@ -90,7 +90,7 @@ class PlacedView:
 
     Attributes:
       whole: the view of the whole leaf; fan-in and fan-out are its.
-      local: the view of a shard; `whole` where nothing is sharded.
+      local: the view of a shard, parts joined.
       placement: where the shards lie.
     """
 
@@ -178,7 +178,7 @@ def _local(view: MatrixView, spec: Spec, layout: Layout) -> MatrixView:
         size // math.prod(sizes[name] for name in axes)
         for size, axes in zip(view.shape, spec, strict=True)
     )
-    return dataclasses.replace(view, shape=shape)
+    return dataclasses.replace(view.joined, shape=shape)
 
 
 def _placement(view: MatrixView, spec: Spec, layout: Layout) -> Placement:

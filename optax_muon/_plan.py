@@ -38,9 +38,11 @@ class PlanLeaf:
       path: names joined by "/".
       shape, dtype: of the leaf.
       optimizer: "muon" or "adamw".
-      matrix: (fan_in, fan_out) of each of its matrices; None for AdamW.
-      batch: how many matrices it holds; None for AdamW.
-      scale: what a polar factor is multiplied by; None for AdamW.
+      matrix: (fan_in, fan_out) of each of its matrices, parts joined; None for AdamW.
+      batch: how many of those it holds; None for AdamW.
+      parts: (fan_in, fan_out) of the matrices side by side in each; () if it is one.
+      scale: what a polar factor is multiplied by, or those of the parts; None for
+        AdamW.
       share: its fraction of all parameters, in [0, 1].
     """
 
@@ -50,8 +52,9 @@ class PlanLeaf:
     optimizer: str
     matrix: tuple[int, int] | None
     batch: int | None
-    scale: float | None
+    scale: float | tuple[float, ...] | None
     share: float
+    parts: tuple[tuple[int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,16 +196,18 @@ def plan(
 
 
 def _leaf(route: Route, rule: ScaleRule | None, total: int) -> PlanLeaf:
-    view = route.view
-    return PlanLeaf(
-        path=route.path,
-        shape=route.shape,
-        dtype=route.dtype,
-        optimizer=ADAM if view is None else MUON,
-        matrix=None if view is None else view.fans,
-        batch=None if view is None else view.matrices[0],
-        scale=None if view is None else scale_factor(rule, *view.fans),
-        share=math.prod(route.shape) / max(total, 1),
+    view, share = route.view, math.prod(route.shape) / max(total, 1)
+    leaf = PlanLeaf(route.path, route.shape, route.dtype, ADAM, None, None, None, share)
+    if view is None:
+        return leaf
+    scales = tuple(scale_factor(rule, *fans) for fans in view.fans_of_parts)
+    return dataclasses.replace(
+        leaf,
+        optimizer=MUON,
+        matrix=view.fans,
+        batch=view.matrices[0],
+        scale=scales if view.parts else scales[0],
+        parts=view.fans_of_parts if view.parts else (),
     )
 
 
@@ -234,11 +239,29 @@ def _leaves(count: int) -> str:
 
 
 def _row(leaf: PlanLeaf) -> tuple[str, ...]:
-    matrix = "-" if leaf.matrix is None else f"{leaf.matrix[0]} x {leaf.matrix[1]}"
     batch = "-" if leaf.batch is None else str(leaf.batch)
-    scale = "-" if leaf.scale is None else f"{leaf.scale:.3g}"
     share = f"{leaf.share:.1%}"
-    return (leaf.path, str(leaf.shape), leaf.optimizer, matrix, batch, scale, share)
+    cells = (_matrix_cell(leaf), batch, _scale_cell(leaf.scale), share)
+    return (leaf.path, str(leaf.shape), leaf.optimizer, *cells)
+
+
+def _matrix_cell(leaf: PlanLeaf) -> str:
+    """ "64 x 256", or "64 x (128 + 64 + 64)" of three side by side."""
+    if leaf.matrix is None:
+        return "-"
+    cells = [str(length) for length in leaf.matrix]
+    for side, lengths in enumerate(zip(*leaf.parts, strict=True)):
+        if sum(lengths) == leaf.matrix[side]:
+            cells[side] = f"({' + '.join(map(str, lengths))})"
+    return " x ".join(cells)
+
+
+def _scale_cell(scale: float | tuple[float, ...] | None) -> str:
+    if scale is None:
+        return "-"
+    return ", ".join(
+        f"{s:.3g}" for s in (scale if isinstance(scale, tuple) else [scale])
+    )
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:

@@ -11,6 +11,7 @@ from optax_muon._division import bytes_sent, divide
 from optax_muon._exchange import Division, exchange
 from optax_muon._functions import polar
 from optax_muon._orthogonalizer import Orthogonalizer
+from optax_muon._parts import in_parts, shapes_of_parts
 from optax_muon._placement import PlacedView
 from optax_muon._stacking import Stack, join, part, stacks
 
@@ -62,7 +63,7 @@ def _of_stack(
     def polar_factor(x: jax.Array) -> jax.Array:
         if axes := division.column_axes:
             return orthogonalizer.polar_factor_of_columns(x, axes, platform)
-        return polar(x, orthogonalizer)
+        return in_parts(partial(polar, orthogonalizer=orthogonalizer), x, stack)
 
     dtype = orthogonalizer.travel_dtype(stack.dtype, platform)
     joined = join(leaves, views, stack, dtype)
@@ -110,5 +111,10 @@ def work_on(
 def _work(
     stack: Stack, orthogonalizer: Orthogonalizer, platform: str, devices: int
 ) -> Work | None:
-    _, n, m = stack.shape
-    return orthogonalizer.work((n, m), devices, stack.dtype, platform)
+    shapes = shapes_of_parts(stack)
+    if len(shapes) == 1:
+        return orthogonalizer.work(shapes[0], devices, stack.dtype, platform)
+    if devices > 1:
+        return None  # a device's columns would be of some parts and not of others
+    works = [orthogonalizer.work(each, 1, stack.dtype, platform) for each in shapes]
+    return Work(sum(work.flops for work in works if work is not None))

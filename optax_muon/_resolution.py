@@ -1,6 +1,7 @@
 """From a rule or a tree of axes to a decision for every leaf, or one error for all."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,15 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_muon._by_path import MISSING, entries_by_path
-from optax_muon._routing import (
+from optax_muon._matrix_axes import (
     MatrixAxes,
     MatrixView,
     Path,
-    Rule,
     UndecidedLeafError,
-    flax_matrix_axes,
     path_names,
 )
+from optax_muon._routing import Rule, flax_matrix_axes
 
 MatrixAxesLike = Rule | MatrixAxes | Any | None
 """A rule, a tree (or tree prefix) of MatrixAxes | None, or None: `flax_matrix_axes`."""
@@ -95,6 +95,17 @@ def matrix_routes(
         for r in decided
         if r.view is not None
     ]
+
+
+def check_without_parts(decided: Sequence[MatrixRoute], transformation: str) -> None:
+    """Raise if leaves hold several matrices side by side, and list those."""
+    parted = [f"  {r.path}  {r.shape}: {r.view.parts}" for r in decided if r.view.parts]
+    if parted:
+        raise ValueError(
+            f"{transformation} cannot take parts of leaves apart, but matrix_axes "
+            "declares parts of these:\n" + "\n".join(parted) + "\nKeep the parts as "
+            "leaves of their own, or declare each leaf as one matrix."
+        )
 
 
 def _view(rule: Rule, path: Path, leaf: jax.ShapeDtypeStruct) -> MatrixView | None:

@@ -1,4 +1,4 @@
-"""Which leaf is a matrix, and along which axes: `MatrixAxes`, rules, combinators.
+"""Rules: which leaf is a matrix, by its name and rank, and their combinators.
 
 A rule is a function (path, leaf) -> MatrixAxes | None: the matrix axes of a leaf that
 Muon takes, None for a leaf that goes to AdamW. A rule that cannot tell raises
@@ -6,108 +6,20 @@ Muon takes, None for a leaf that goes to AdamW. A rule that cannot tell raises
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-Path = tuple[Any, ...]
-
-
-class UndecidedLeafError(ValueError):
-    """Raised by a rule for a leaf that it cannot decide; its text is the reason."""
-
-
-@dataclasses.dataclass(frozen=True)
-class MatrixAxes:
-    """The axes of a leaf that form a matrix [fan_in, fan_out]; the others are a batch.
-
-    Attributes:
-      fan_in: axis or axes over the inputs, merged in this order; () is a length of 1.
-      fan_out: likewise over the outputs. Negative axes count from the end.
-
-    >>> MatrixAxes(fan_in=0, fan_out=(1, 2))  # attention's query: d -> heads, head_dim
-    MatrixAxes(fan_in=(0,), fan_out=(1, 2))
-    """
-
-    fan_in: int | tuple[int, ...] = 0
-    fan_out: int | tuple[int, ...] = 1
-
-    def __post_init__(self) -> None:
-        for side in ("fan_in", "fan_out"):
-            value = getattr(self, side)
-            axes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-            if not all(isinstance(a, int) and not isinstance(a, bool) for a in axes):
-                raise TypeError(f"{side}={value!r} must be an int or a tuple of ints.")
-            object.__setattr__(self, side, axes)
-
-    def view(self, shape: tuple[int, ...]) -> "MatrixView":
-        """These axes on a leaf of `shape`.
-
-        Raises:
-          UndecidedLeafError: an axis that the shape lacks, or that is named twice.
-        """
-        rank = len(shape)
-
-        def from_the_start(axes: Any) -> tuple[int, ...]:
-            return tuple(a + rank if a < 0 else a for a in axes)
-
-        fan_in, fan_out = from_the_start(self.fan_in), from_the_start(self.fan_out)
-        used = fan_in + fan_out
-        if not all(0 <= a < rank for a in used) or len(set(used)) < len(used):
-            raise UndecidedLeafError(f"{self} does not fit a leaf of shape {shape}")
-        batch = tuple(a for a in range(rank) if a not in used)
-        return MatrixView(shape, batch, fan_in, fan_out)
-
-
-@dataclasses.dataclass(frozen=True)
-class MatrixView:
-    """A leaf's shape with its batch, fan-in and fan-out axes, all non-negative."""
-
-    shape: tuple[int, ...]
-    batch_axes: tuple[int, ...]
-    fan_in_axes: tuple[int, ...]
-    fan_out_axes: tuple[int, ...]
-
-    @property
-    def matrices(self) -> tuple[int, int, int]:
-        """Shape [batch, fan_in, fan_out] of the leaf seen as matrices."""
-        batch, fan_in, fan_out = (
-            math.prod(self.shape[a] for a in axes)
-            for axes in (self.batch_axes, self.fan_in_axes, self.fan_out_axes)
-        )
-        return batch, fan_in, fan_out
-
-    @property
-    def neurons_shape(self) -> tuple[int, ...]:
-        """The leaf's shape with one entry for each output neuron: fan-in axes are 1."""
-        return tuple(
-            1 if axis in self.fan_in_axes else size
-            for axis, size in enumerate(self.shape)
-        )
-
-    @property
-    def size(self) -> int:
-        """How many entries the leaf has."""
-        return math.prod(self.shape)
-
-    @property
-    def fans(self) -> tuple[int, int]:
-        """(fan_in, fan_out)."""
-        return self.matrices[1:]
-
+from optax_muon._matrix_axes import (
+    MatrixAxes,
+    Path,
+    UndecidedLeafError,
+    path_names,
+)
 
 Rule = Callable[[Path, Any], MatrixAxes | None]
-
-
-def path_names(path: Path) -> tuple[str, ...]:
-    """The names along a key path, without the `.value` that NNX variables end in."""
-    last = path[-1] if path else None
-    if isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value":
-        path = path[:-1]
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
 # Words in names. AdamW takes such leaves whatever their rank: attention's biases have
@@ -219,19 +131,10 @@ def stacked(pattern: str, axis: int = 0, inner: Rule = flax_matrix_axes) -> Rule
     ...       optax_muon.stacked("layers")).leaves[0].matrix)
     (64, 256)
     """
-    if not callable(inner) or isinstance(inner, type):
-        raise TypeError(
-            f"inner={inner!r} is no rule; pass a function (path, leaf) -> "
-            "MatrixAxes | None, such as lambda path, leaf: MatrixAxes(0, 1)."
-        )
+    _check_rule(inner)
     if not isinstance(axis, int) or isinstance(axis, bool):
         raise TypeError(f"axis={axis!r} must be an int, the stacked axis of a leaf.")
-    try:
-        whole = re.compile(f"(?:^|/)(?:{pattern})(?:/|$)")
-    except re.error as error:
-        raise ValueError(
-            f"pattern={pattern!r} is no regular expression: {error}."
-        ) from None
+    whole = _components(pattern)
 
     def rule(path: Path, leaf: Any) -> MatrixAxes | None:
         names = "/".join(path_names(path))
@@ -258,6 +161,70 @@ def stacked(pattern: str, axis: int = 0, inner: Rule = flax_matrix_axes) -> Rule
             tuple(a + (a >= at) for a in side)
             for side in (view.fan_in_axes, view.fan_out_axes)
         )
-        return MatrixAxes(fan_in, fan_out)
+        return dataclasses.replace(axes, fan_in=fan_in, fan_out=fan_out)
 
     return rule
+
+
+def fused(
+    pattern: str,
+    parts: tuple[int, ...],
+    side: str = "fan_out",
+    inner: Rule = flax_matrix_axes,
+) -> Rule:
+    """A rule for matrices side by side in one leaf, each to be treated on its own.
+
+    Query, key and value in one kernel, with grouped queries or without; gate and up.
+    Updates are those of the parts as separate leaves.
+
+    Args:
+      pattern: regular expression for one whole path component, or several joined
+        by "/".
+      parts: the lengths of the parts along the (merged) fan-in or fan-out, in the order
+        in which they lie there.
+      side: "fan_out" or "fan_in", the side along which they lie.
+      inner: the rule for the leaf as one matrix; leaves that it sends to AdamW, such as
+        biases, stay there.
+
+    Returns:
+      A rule, to be passed as `matrix_axes`, or as `inner` of another.
+
+    >>> import optax_muon
+    >>> shape = jax.ShapeDtypeStruct((64, 128), "float32")
+    >>> print(optax_muon.plan({"qkv": {"kernel": shape}},
+    ...       optax_muon.fused("qkv", (64, 32, 32))).leaves[0].parts)
+    ((64, 64), (64, 32), (64, 32))
+    """
+    _check_rule(inner)
+    if side not in ("fan_in", "fan_out"):
+        raise ValueError(f"side={side!r} is not known; pass 'fan_in' or 'fan_out'.")
+    lengths = getattr(MatrixAxes(**{f"{side}_parts": parts}), f"{side}_parts")
+    whole = _components(pattern)
+
+    def rule(path: Path, leaf: Any) -> MatrixAxes | None:
+        axes = inner(path, leaf)
+        if not whole.search("/".join(path_names(path))):
+            return axes
+        if not isinstance(axes, MatrixAxes):
+            return axes  # None; anything else is refused where rules are called
+        return dataclasses.replace(axes, **{f"{side}_parts": lengths})
+
+    return rule
+
+
+def _check_rule(inner: Any) -> None:
+    if not callable(inner) or isinstance(inner, type):
+        raise TypeError(
+            f"inner={inner!r} is no rule; pass a function (path, leaf) -> "
+            "MatrixAxes | None, such as lambda path, leaf: MatrixAxes(0, 1)."
+        )
+
+
+def _components(pattern: str) -> re.Pattern[str]:
+    """Finds whole components of a path, joined by "/"."""
+    try:
+        return re.compile(f"(?:^|/)(?:{pattern})(?:/|$)")
+    except re.error as error:
+        raise ValueError(
+            f"pattern={pattern!r} is no regular expression: {error}."
+        ) from None

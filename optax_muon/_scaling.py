@@ -3,15 +3,14 @@
 import math
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from optax_muon._placement import placed_views
 from optax_muon._resolution import MatrixAxesLike
 from optax_muon._sharding import ShardingLike
+from optax_muon._statistics import on_matrices
 
 ScaleRule = Callable[[int, int], float]
 
@@ -95,20 +94,10 @@ def scale_by_shape(
     >>> print(tx.update(ones, tx.init(ones))[0])
     [[2. 2. 2. 2.]]
     """
-    factor_of = as_scale_rule(rule)
-
-    def init(params: Any) -> Any:
-        placed_views(params, matrix_axes, sharding, "scale_by_shape")
-        return optax.EmptyState()
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        del params
-        leaves, treedef = jax.tree.flatten(updates)
-        _, views = placed_views(updates, matrix_axes, sharding, "scale_by_shape")
-        scaled = [
-            jnp.asarray(scale_factor(factor_of, *view.whole.fans), leaf.dtype) * leaf
-            for leaf, view in zip(leaves, views, strict=True)
-        ]
-        return jax.tree.unflatten(treedef, scaled), state
-
-    return optax.GradientTransformation(init, update)
+    factor = partial(scale_factor, as_scale_rule(rule))
+    return on_matrices(
+        "scale_by_shape",
+        lambda leaf, matrices: matrices.given(factor) * leaf,
+        matrix_axes,
+        sharding,
+    )

@@ -11,9 +11,13 @@ from optax_muon import _checks
 from optax_muon._alike import check_alike
 from optax_muon._casts import widen
 from optax_muon._exact import exact_matmul, inverse_root
+from optax_muon._matrix_axes import MatrixView
 from optax_muon._newton_schulz import normalize
-from optax_muon._resolution import MatrixAxesLike, matrix_routes
-from optax_muon._routing import MatrixView
+from optax_muon._resolution import (
+    MatrixAxesLike,
+    check_without_parts,
+    matrix_routes,
+)
 from optax_muon._serialization import register_state
 from optax_muon._stacking import as_matrices, from_matrices
 
@@ -54,7 +58,8 @@ def scale_by_shampoo(
       A transformation; updates keep the gradients' sign, shape and dtype.
 
     Raises:
-      ValueError: leaves that are no matrices; gradients unlike the state.
+      ValueError: leaves that are no matrices, or several side by side; gradients
+        unlike the state.
 
     >>> tx = scale_by_shampoo(accumulate=False)
     >>> g = jnp.array([[3.0, 0.0], [0.0, -0.5]])
@@ -70,6 +75,7 @@ def scale_by_shampoo(
 
     def stacks(tree: Any) -> tuple[list[jax.Array], tuple[MatrixView, ...]]:
         decided = matrix_routes(tree, matrix_axes, "scale_by_shampoo")
+        check_without_parts(decided, "scale_by_shampoo")
         views = tuple(route.view for route in decided)
         leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
         return [as_matrices(x, v) for x, v in zip(leaves, views, strict=True)], views

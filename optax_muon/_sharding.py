@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optax_muon._by_path import MISSING, entries_by_path
 from optax_muon._layout import Layout, Spec
-from optax_muon._routing import Path, path_names
+from optax_muon._matrix_axes import Path, path_names
 
 ShardingLike = Any
 """A tree (or prefix) of NamedSharding or PartitionSpec; `KeepOut`; None: the types."""

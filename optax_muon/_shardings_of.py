@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from optax_muon._routing import path_names
+from optax_muon._matrix_axes import path_names
 
 _HAS_FLAX = importlib.util.find_spec("flax") is not None
 

@@ -1,4 +1,4 @@
-"""Leaves <-> stacks [batch, n, m] of one shape, and loops over a stack.
+"""Leaves <-> stacks [batch, n, m] of one shape.
 
 All matrices of one shape, in either orientation, of one dtype, and sharded in one way
 form one stack, whichever leaf they come from: the compiled program grows with the
@@ -8,7 +8,7 @@ on a device bounds the memory: past it, a shape has several stacks.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,18 +18,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from optax_muon._casts import at_least_float32
+from optax_muon._matrix_axes import MatrixView
 from optax_muon._mesh_axes import ways
 from optax_muon._placement import PlacedView, Placement
-from optax_muon._routing import MatrixView
 from optax_muon._splitting import split
 
 # In float32: 64 matrices of 1024 x 4096.
 MAX_STACK_BYTES = 2**30
-
-# In float32, of the matrices that are iterated at once: an iteration holds them three
-# to four times, and products of this size no longer gain from being more.
-MAX_CHUNK_BYTES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +38,7 @@ class Stack:
       placement: where shards of the matrices lie, as they are stacked.
       members: indices of the leaves.
       turned: of each of them, whether its matrices are transposed.
+      row_parts, column_parts: lengths of the matrices that lie side by side in each.
     """
 
     shape: tuple[int, int, int]
@@ -50,6 +46,26 @@ class Stack:
     placement: Placement
     members: tuple[int, ...]
     turned: tuple[bool, ...]
+    row_parts: tuple[int, ...] = ()
+    column_parts: tuple[int, ...] = ()
+
+    @property
+    def transposed(self) -> "Stack":
+        """The same with rows and columns in each other's place."""
+        batch, rows, columns = self.shape
+        return dataclasses.replace(
+            self,
+            shape=(batch, columns, rows),
+            placement=self.placement.turned,
+            turned=tuple(not turned for turned in self.turned),
+            row_parts=self.column_parts,
+            column_parts=self.row_parts,
+        )
+
+    @property
+    def is_mostly_turned(self) -> bool:
+        """Whether more leaves are transposed than not."""
+        return 2 * sum(self.turned) > len(self.turned)
 
 
 def stacks(
@@ -59,7 +75,7 @@ def stacks(
     either_orientation: bool = True,
     max_bytes: int = MAX_STACK_BYTES,
 ) -> list[Stack]:
-    """Which leaves share a stack: those of one shape, dtype and placement.
+    """Which leaves share a stack: those of one shape, dtype, placement and parts.
 
     Args:
       either_orientation: whether matrices may be transposed, so that none is taller
@@ -67,43 +83,67 @@ def stacks(
       max_bytes: past this, on one device, a stack is split between two leaves; one leaf
         never is.
     """
-    found: dict[Any, dict[int, bool]] = {}
-    for index, (view, dtype) in enumerate(zip(views, dtypes, strict=True)):
-        fans, placement = view.whole.fans, view.placement
-        if turn := either_orientation and view.is_tall:
-            fans, placement = fans[::-1], placement.turned
-        found.setdefault((fans, dtype, placement), {})[index] = turn
     counts = [view.local.matrices[0] for view in views]
+    found: dict[Any, list[Stack]] = {}
+    for index, (view, dtype) in enumerate(zip(views, dtypes, strict=True)):
+        whole = view.whole
+        alone = Stack(
+            (counts[index], *whole.fans),
+            dtype,
+            view.placement,
+            (index,),
+            (False,),
+            whole.fan_in_parts,
+            whole.fan_out_parts,
+        )
+        if either_orientation and view.is_tall:
+            alone = alone.transposed
+        found.setdefault(_kind(alone), []).append(alone)
     sizes = [
         view.local.size * dtype.itemsize
         for view, dtype in zip(views, dtypes, strict=True)
     ]
     result = []
-    for (fans, dtype, placement), turned in found.items():
-        # Of squares the fewer: XLA may lay out parameters to suit a transposed result,
-        # which copies each of them twice.
-        most = 2 * sum(turned.values()) > len(turned)
-        other = most and fans[0] == fans[1]
-        devices = ways(placement.shared)
-        for members in _under_the_cap(list(turned), counts, sizes, devices, max_bytes):
-            stack = Stack(
-                (sum(counts[i] for i in members), *fans),
-                dtype,
-                placement.turned if other else placement,
-                tuple(members),
-                tuple(turned[i] != other for i in members),
-            )
-            result.append(stack)
+    for alike in found.values():
+        # Of squares the fewer are transposed: XLA may lay out parameters to suit a
+        # transposed result, which copies each of them twice.
+        together = _united(alike)
+        flip = together.is_mostly_turned and together.shape[1] == together.shape[2]
+        devices = ways(together.placement.shared)
+        for run in _under_the_cap(together.members, counts, sizes, devices, max_bytes):
+            stack = _united([alone for alone in alike if alone.members[0] in run])
+            result.append(stack.transposed if flip else stack)
     return result
 
 
+def _kind(stack: Stack) -> Any:
+    """What leaves must have in common to share a stack."""
+    return (
+        stack.shape[1:],
+        stack.dtype,
+        stack.placement,
+        stack.row_parts,
+        stack.column_parts,
+    )
+
+
+def _united(stacks: Sequence[Stack]) -> Stack:
+    """One stack of several of one kind."""
+    return dataclasses.replace(
+        stacks[0],
+        shape=(sum(stack.shape[0] for stack in stacks), *stacks[0].shape[1:]),
+        members=tuple(i for stack in stacks for i in stack.members),
+        turned=tuple(turned for stack in stacks for turned in stack.turned),
+    )
+
+
 def _under_the_cap(
-    indices: list[int],
+    indices: Sequence[int],
     counts: list[int],
     sizes: list[int],
     devices: int,
     max_bytes: int,
-) -> Iterator[list[int]]:
+) -> Iterator[Sequence[int]]:
     """Runs of leaves, each of as many as fit under the cap, of one at least.
 
     A run ends where its matrices are a multiple of the devices, if it can: what is
@@ -189,57 +229,3 @@ def from_matrices(
     order = view.batch_axes + view.fan_in_axes + view.fan_out_axes
     split = matrices.reshape([view.shape[axis] for axis in order])
     return split.transpose(np.argsort(order))
-
-
-def in_chunks(
-    function: Callable[[jax.Array], jax.Array],
-    x: Float[Array, "*batch m n"],
-    max_bytes: int = MAX_CHUNK_BYTES,
-) -> Float[Array, "*batch m n"]:
-    """`function` of as many matrices at a time as fit under the cap in float32.
-
-    It takes one matrix at least, and fewer than fit if all chunks can have one size:
-    each size is compiled. The result has the dtype, and the memory, of x.
-    """
-
-    def narrow(x: Array) -> Array:
-        return function(x).astype(x.dtype)
-
-    stack = x.reshape((-1, *x.shape[-2:]))
-    each = x.shape[-2] * x.shape[-1] * at_least_float32(x.dtype).itemsize
-    count = stack.shape[0]
-    fit = max(1, max_bytes // each)
-    if count <= fit:
-        return narrow(stack).reshape(x.shape)
-    divisors = (size for size in range(fit, fit // 2, -1) if count % size == 0)
-    at_once = next(divisors, fit)
-    chunks, rest = divmod(count, at_once)
-
-    def step(start: Array | int, size: int, stack: Array) -> Array:
-        chunk = narrow(lax.dynamic_slice_in_dim(stack, start, size))
-        return lax.dynamic_update_slice_in_dim(stack, chunk, start, 0)
-
-    stack = lax.fori_loop(0, chunks, lambda k, s: step(k * at_once, at_once, s), stack)
-    if rest:
-        stack = step(chunks * at_once, rest, stack)
-    return stack.reshape(x.shape)
-
-
-def one_by_one(
-    function: Callable[[jax.Array], jax.Array], x: Float[Array, "*batch m n"]
-) -> Float[Array, "*batch m n"]:
-    """`function` of each matrix in turn, in the dtype and the memory of the stack.
-
-    XLA's CPU runs batched products slower than single ones, and spends as long on the
-    pages of a second buffer (which `lax.map` would take) as on filling it.
-    """
-    stack = x.reshape((-1, *x.shape[-2:]))
-
-    def step(k: Array | int, stack: Array) -> Array:
-        one = lax.dynamic_index_in_dim(stack, k, keepdims=False)
-        one = function(one).astype(stack.dtype)
-        return lax.dynamic_update_index_in_dim(stack, one, k, 0)
-
-    count = stack.shape[0]
-    stack = step(0, stack) if count == 1 else lax.fori_loop(0, count, step, stack)
-    return stack.reshape(x.shape)

@@ -58,6 +58,8 @@ HEADS = MatrixAxes(0, (1, 2))
 OUT = MatrixAxes((0, 1), 2)
 STACKED = MatrixAxes(1, 2)
 WINDOW = MatrixAxes((0, 1, 2), 3)
+FUSED = MatrixAxes(0, 1, fan_out_parts=(40, 12, 12))
+FUSED_OUT = MatrixAxes((0, 1), 2, fan_in_parts=(40, 24))
 
 CASES = {
     "rows": Case("x8", several(8, (32, 64), P("x")), EXCHANGE),
@@ -160,6 +162,15 @@ CASES = {
         several(4, (32, 64), P("fsdp", "tensor"))
         | {"down": Leaf((64, 32), P("tensor", "fsdp"))},
         EXCHANGE,
+    ),
+    "fused": Case(  # devices' boundaries lie inside the parts
+        "fsdp4_tensor2", several(8, (32, 64), P("tensor", "fsdp"), FUSED), EXCHANGE
+    ),
+    "fused along the fan-in": Case(
+        "fsdp4_tensor2",
+        several(2, (8, 8, 32), P("fsdp", "tensor"), FUSED_OUT),
+        EXCHANGE,
+        tolerance=1e-5,
     ),
     "all mixed": Case(
         "data2_fsdp2_tensor2",

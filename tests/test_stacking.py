@@ -10,9 +10,10 @@ import optax
 import pytest
 
 from optax_muon import NewtonSchulz, scale_by_muon
+from optax_muon._loops import in_chunks
+from optax_muon._matrix_axes import MatrixAxes
 from optax_muon._placement import Factor, PlacedView, Placement
-from optax_muon._routing import MatrixAxes
-from optax_muon._stacking import in_chunks, join, part, stacks
+from optax_muon._stacking import join, part, stacks
 
 F32 = np.dtype("float32")
 

@@ -1,0 +1,152 @@
+"""Sums over each matrix of a leaf, be it whole or sharded, or one of several parts."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from optax_muon import _mesh_axes
+from optax_muon._casts import at_least_float32
+from optax_muon._layout import Layout
+from optax_muon._matrix_axes import MatrixView
+from optax_muon._mesh_axes import Axes
+from optax_muon._placement import PlacedView, placed_views
+from optax_muon._resolution import MatrixAxesLike
+from optax_muon._sharding import ShardingLike
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrices:
+    """The matrices of one leaf, for sums over each of them.
+
+    Arrays that come and go have the leaf's axes, with length 1 where they were summed.
+    A sum over parts that lie side by side is repeated along each of them.
+
+    Attributes:
+      view: of the whole leaf.
+      cuts: of each of its axes, the mesh axes that cut it in the `jax.shard_map` that
+        this is called in; none where an array is seen as a whole.
+    """
+
+    view: MatrixView
+    cuts: tuple[Axes, ...]
+
+    def over_inputs(self, x: jax.Array) -> jax.Array:
+        """The sum over the fan-in: one number for each output neuron."""
+        return self._sum(x, self.view.fan_in_axes)
+
+    def over_outputs(self, x: jax.Array) -> jax.Array:
+        """The sum over the fan-out: one number for each input."""
+        return self._sum(x, self.view.fan_out_axes)
+
+    def over_all(self, x: jax.Array) -> jax.Array:
+        """The sum over all entries of a matrix."""
+        return self._sum(x, self.view.fan_in_axes + self.view.fan_out_axes)
+
+    def norm(self, x: jax.Array) -> jax.Array:
+        """The Frobenius norm of each matrix; squares must fit the dtype."""
+        return jnp.sqrt(self.over_all(x**2))
+
+    def given(self, function: Callable[[int, int], float]) -> float | jax.Array:
+        """`function(fan_in, fan_out)` of each matrix."""
+        values = [function(*fans) for fans in self.view.fans_of_parts]
+        return values[0] if len(values) == 1 else self.each(values)
+
+    def each(self, values: Sequence[float]) -> float | jax.Array:
+        """A value for each part, for one matrix a number."""
+        if len(values) == 1:
+            return values[0]
+        return jnp.asarray(values, float)[self._part_numbers()]
+
+    def _sum(self, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        parted = tuple(axis for axis in axes if axis in self.view.parted_axes)
+        x = self._total(x, tuple(axis for axis in axes if axis not in parted))
+        if not parted:
+            return x
+        numbers = self._part_numbers()
+        result = jnp.zeros_like(x)
+        for part in range(len(self.view.parts)):
+            total = self._total(jnp.where(numbers == part, x, 0), parted)
+            result = jnp.where(numbers == part, total, result)
+        return result
+
+    def _total(self, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        over = tuple(name for axis in axes for name, _ in self.cuts[axis])
+        x = x.sum(axes, keepdims=True)
+        return lax.psum(x, over) if over else x
+
+    def _part_numbers(self) -> jax.Array:
+        """Which part an entry belongs to, of length 1 along all other axes."""
+        axes, shape = self.view.parted_axes, self.view.shape
+        numbers = np.repeat(np.arange(len(self.view.parts)), self.view.parts)
+        numbers = numbers.reshape([shape[axis] for axis in axes])
+        numbers = numbers.transpose(np.argsort(axes))
+        local = jnp.asarray(
+            numbers.reshape([n if a in axes else 1 for a, n in enumerate(shape)])
+        )
+        for axis in axes:
+            if cuts := self.cuts[axis]:
+                length = shape[axis] // _mesh_axes.ways(cuts)
+                start = _mesh_axes.index(cuts) * length
+                local = lax.dynamic_slice_in_dim(local, start, length, axis)
+        return local
+
+
+def seen_whole(layout: Layout, views: Sequence[PlacedView]) -> list[Matrices]:
+    """Those of each leaf where leaves are whole but for a user's own shard_map."""
+    return list(_matrices(views, layout, map(layout.entered, range(len(views)))))
+
+
+def seen_on_shards(layout: Layout, views: Sequence[PlacedView]) -> list[Matrices]:
+    """Those of each leaf inside `layout.on_shards`."""
+    return list(_matrices(views, layout, layout.specs))
+
+
+def _matrices(
+    views: Sequence[PlacedView], layout: Layout, specs: Any
+) -> Iterator[Matrices]:
+    sizes = dict(layout.sizes)
+    for view, spec in zip(views, specs, strict=True):
+        cuts = tuple(tuple((name, sizes[name]) for name in axes) for axes in spec)
+        yield Matrices(view.whole, cuts)
+
+
+def on_matrices(
+    name: str,
+    function: Callable[[jax.Array, Matrices], jax.Array],
+    matrix_axes: MatrixAxesLike,
+    sharding: ShardingLike,
+) -> optax.GradientTransformation:
+    """A transformation without state that is `function(leaf, its matrices)`.
+
+    Args:
+      name: of the transformation, for messages.
+      function: sees the leaf in at least float32, and never an empty one; what it
+        gives is cast to the leaf's dtype.
+      matrix_axes, sharding: the user's arguments.
+    """
+
+    def init(params: Any) -> Any:
+        placed_views(params, matrix_axes, sharding, name)
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        layout, views = placed_views(updates, matrix_axes, sharding, name)
+        leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
+        new = [
+            function(leaf.astype(at_least_float32(leaf.dtype)), matrices).astype(
+                leaf.dtype
+            )
+            if leaf.size
+            else leaf
+            for leaf, matrices in zip(leaves, seen_whole(layout, views), strict=True)
+        ]
+        return jax.tree.unflatten(treedef, new), state
+
+    return optax.GradientTransformation(init, update)
