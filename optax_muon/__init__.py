@@ -28,13 +28,25 @@ Convention: a matrix is [fan_in, fan_out], as Flax kernels are.
 
 from optax_muon._choice import Choice as Choice
 from optax_muon._coefficients import COEFFICIENTS as COEFFICIENTS
+from optax_muon._decay import (
+    add_independent_weight_decay as add_independent_weight_decay,
+)
+from optax_muon._decay import add_weight_decay as add_weight_decay
+from optax_muon._dion2 import scale_by_dion2 as scale_by_dion2
+from optax_muon._dual_norm import scale_by_dual_norm as scale_by_dual_norm
+from optax_muon._hyperball import step_on_hyperball as step_on_hyperball
+from optax_muon._lmo import NormBall as NormBall
+from optax_muon._lmo import flax_norm_balls as flax_norm_balls
+from optax_muon._lmo import scale_by_lmo as scale_by_lmo
 from optax_muon._matrix_axes import MatrixAxes as MatrixAxes
 from optax_muon._matrix_axes import UndecidedLeafError as UndecidedLeafError
-from optax_muon._muon import MuonState as MuonState
-from optax_muon._muon import find_state as find_state
 from optax_muon._muon import scale_by_muon as scale_by_muon
+from optax_muon._normalize import normalize_entries as normalize_entries
 from optax_muon._normalize import normalize_neurons as normalize_neurons
+from optax_muon._norms import equilibrate as equilibrate
+from optax_muon._norms import snap_frobenius as snap_frobenius
 from optax_muon._orthogonalize import orthogonalize as orthogonalize
+from optax_muon._orthogonalize import orthogonalize_updates as orthogonalize_updates
 from optax_muon._orthogonalizers import NewtonSchulz as NewtonSchulz
 from optax_muon._orthogonalizers import Qdwh as Qdwh
 from optax_muon._orthogonalizers import Svd as Svd
@@ -43,7 +55,15 @@ from optax_muon._plan import plan as plan
 from optax_muon._polar_express import (
     polar_express_coefficients as polar_express_coefficients,
 )
+from optax_muon._published import deepseek_v4 as deepseek_v4
+from optax_muon._published import keller_jordan as keller_jordan
+from optax_muon._published import moonlight as moonlight
+from optax_muon._published import muon_hyperball as muon_hyperball
+from optax_muon._published import normuon as normuon
+from optax_muon._published import scion as scion
+from optax_muon._published import speedrun as speedrun
 from optax_muon._recipes import muon as muon
+from optax_muon._route import route as route
 from optax_muon._routing import flax_matrix_axes as flax_matrix_axes
 from optax_muon._routing import fused as fused
 from optax_muon._routing import stacked as stacked
@@ -51,6 +71,9 @@ from optax_muon._scaling import scale_by_shape as scale_by_shape
 from optax_muon._shampoo import scale_by_shampoo as scale_by_shampoo
 from optax_muon._sharding import KeepOut as KeepOut
 from optax_muon._shardings_of import shardings_of as shardings_of
+from optax_muon._trace import MuonState as MuonState
+from optax_muon._trace import accumulate_momentum as accumulate_momentum
+from optax_muon._trace import find_state as find_state
 
 # For documentation tools and `from optax_muon import *`: the names above.
 __all__ = [name for name in dir() if not name.startswith("_")]

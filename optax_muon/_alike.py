@@ -58,7 +58,7 @@ def checked_against_parameters(
 
 
 def checked_against_moments(
-    tx: optax.GradientTransformationExtraArgs,
+    tx: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
     """`tx`, a kind of Adam, refusing gradients unlike its first moment."""
 
@@ -66,8 +66,9 @@ def checked_against_moments(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
         check_alike("AdamW", updates, optax.tree.get(state, "mu"))
-        return tx.update(updates, state, params, **extra_args)
+        return inner.update(updates, state, params, **extra_args)
 
+    inner = optax.with_extra_args_support(tx)
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
 

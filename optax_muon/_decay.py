@@ -1,5 +1,7 @@
-"""Decoupled weight decay, plain and cautious."""
+"""Weight decay and the learning rate: the last stages, in three forms."""
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -7,6 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_muon import _checks
+from optax_muon._trace import at_count
+
+Stages = tuple[optax.GradientTransformation, optax.GradientTransformation]
 
 
 def add_weight_decay(
@@ -17,36 +22,150 @@ def add_weight_decay(
 ) -> optax.GradientTransformation:
     """update + weight_decay * w, to be chained before the learning rate.
 
+    That is decoupled decay (arXiv 1711.05101): W loses learning rate * decay of itself
+    in each step.
+
     Args:
       weight_decay: a float, a scalar array, or a schedule of the step.
-      cautious: decay an entry only where update and weight agree in sign, that is,
-        where the step shrinks it anyway (Cautious Weight Decay, arXiv 2510.12402).
+      cautious: decay an entry only where that does not work against the step, that is,
+        unless update and weight have opposite signs (Cautious Weight Decay,
+        arXiv 2510.12402, algorithm 1). Entries whose update is 0 decay.
       mask: a tree of bools (or prefix) like the parameters, or a function that gives
         one; False leaves a leaf without decay.
+
+    Returns:
+      A transformation whose `update` needs params, unless weight_decay is the float 0.
+
+    Raises:
+      ValueError, TypeError: bad arguments; no params in `update`.
+
+    >>> import jax.numpy as jnp
+    >>> tx, w = add_weight_decay(0.1, cautious=True), jnp.array([1.0, 1.0, 1.0])
+    >>> print(tx.update(jnp.array([2.0, -2.0, 0.0]), tx.init(w), w)[0])
+    [ 2.1 -2.   0.1]
     """
+    return _decay(weight_decay, 1, cautious, mask)
+
+
+def add_independent_weight_decay(
+    weight_decay: _checks.ScalarOrSchedule,
+    *,
+    cautious: bool = False,
+    mask: Any = None,
+) -> optax.GradientTransformation:
+    """update - weight_decay * w, to be chained after the learning rate.
+
+    W loses that share of itself in each step, whatever the learning rate and its
+    schedule (the first form of Loshchilov and Hutter, arXiv 1711.05101, where the decay
+    has the schedule but not the learning rate: pass weight_decay as a schedule).
+
+    Args:
+      weight_decay, cautious, mask: as in `add_weight_decay`. Updates have the sign in
+        which they are applied.
+
+    Returns:
+      As `add_weight_decay`.
+
+    Raises:
+      ValueError, TypeError: as `add_weight_decay`.
+
+    >>> import jax.numpy as jnp
+    >>> tx, w = add_independent_weight_decay(0.1), jnp.ones(2)
+    >>> print(tx.update(jnp.array([2.0, -2.0]), tx.init(w), w)[0])
+    [ 1.9 -2.1]
+    """
+    return _decay(weight_decay, -1, cautious, mask)
+
+
+def _decay(
+    weight_decay: _checks.ScalarOrSchedule, sign: int, cautious: bool, mask: Any
+) -> optax.GradientTransformation:
+    """update + sign * weight_decay * w, sign saying which update shrinks w > 0."""
     _checks.check_scalar("weight_decay", weight_decay, low=0.0)
     _checks.check_bool("cautious", cautious)
     if isinstance(weight_decay, (int, float)) and weight_decay == 0:
         decay = optax.identity()  # of the same state, but `update` needs no params
     else:
-        decay = (_cautious if cautious else optax.add_decayed_weights)(weight_decay)
+        decay = _decaying(weight_decay, sign, cautious)
     return decay if mask is None else optax.masked(decay, mask)
 
 
-def _cautious(
-    weight_decay: _checks.ScalarOrSchedule,
+def _decaying(
+    weight_decay: _checks.ScalarOrSchedule, sign: int, cautious: bool
 ) -> optax.GradientTransformation:
+    # Its state counts steps where the decay is a schedule.
     plain = optax.add_decayed_weights(weight_decay)
+
+    def decayed(u: jax.Array, w: jax.Array) -> jax.Array:
+        opposed = jnp.sign(u) * jnp.sign(w) == -sign
+        return sign * (jnp.where(opposed, 0, w) if cautious else w)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
             raise ValueError(
-                "Cautious weight decay compares updates with weights; pass "
-                "params to update(updates, state, params)."
+                "Weight decay needs the weights; pass params to "
+                "update(updates, state, params)."
             )
-        shrinking = jax.tree.map(
-            lambda u, w: jnp.where(jnp.sign(u) * jnp.sign(w) > 0, w, 0), updates, params
-        )
-        return plain.update(updates, state, shrinking)
+        return plain.update(updates, state, jax.tree.map(decayed, updates, params))
 
     return optax.GradientTransformation(plain.init, update)
+
+
+def _decoupled(
+    learning_rate: _checks.ScalarOrSchedule, weight_decay: Any, **how: Any
+) -> Stages:
+    """W loses lr * decay of itself."""
+    return (
+        add_weight_decay(weight_decay, **how),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _independent(
+    learning_rate: _checks.ScalarOrSchedule, weight_decay: Any, **how: Any
+) -> Stages:
+    """W loses a share of itself that no learning rate changes."""
+    return (
+        optax.scale_by_learning_rate(learning_rate),
+        add_independent_weight_decay(weight_decay, **how),
+    )
+
+
+def _lr_squared(
+    learning_rate: _checks.ScalarOrSchedule, weight_decay: Any, **how: Any
+) -> Stages:
+    """W loses lr^2 * decay of itself (modded-nanogpt; with decay / peak rate in place
+    of decay, AdamC, arXiv 2506.02285)."""
+    if not isinstance(weight_decay, (int, float)) or weight_decay != 0:
+        _checks.check_scalar("weight_decay", weight_decay, low=0.0)
+        weight_decay = _product(weight_decay, learning_rate)
+    return _decoupled(learning_rate, weight_decay, **how)
+
+
+def _product(
+    one: _checks.ScalarOrSchedule, other: _checks.ScalarOrSchedule
+) -> _checks.ScalarOrSchedule:
+    if callable(one) or callable(other):
+        return lambda count: at_count(one, count) * at_count(other, count)
+    return one * other
+
+
+DECAY_FORMS: Mapping[str, Callable[..., Stages]] = MappingProxyType(
+    {
+        "decoupled": _decoupled,
+        "independent": _independent,
+        "lr_squared": _lr_squared,
+    }
+)
+
+
+def decay_and_rate(
+    form: str,
+    learning_rate: _checks.ScalarOrSchedule,
+    weight_decay: _checks.ScalarOrSchedule,
+    *,
+    cautious: bool = False,
+    mask: Any = None,
+) -> Stages:
+    """Weight decay of a form in `DECAY_FORMS`, and the learning rate, in its order."""
+    return DECAY_FORMS[form](learning_rate, weight_decay, cautious=cautious, mask=mask)

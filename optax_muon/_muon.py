@@ -3,45 +3,29 @@
 from functools import partial
 from typing import Any
 
-import chex
 import jax
-import jax.numpy as jnp
 import optax
 
 from optax_muon import _checks
 from optax_muon._alike import check_alike
 from optax_muon._functions import OrthogonalizerLike, as_orthogonalizer
-from optax_muon._layout import Layout, check_same
-from optax_muon._momentum import (
-    MOMENTUM_FORMS,
-    Weights,
-    accumulate,
-    momentum_weights,
-)
+from optax_muon._layout import Layout
+from optax_muon._momentum import Weights, accumulate, momentum_weights
 from optax_muon._orthogonalizer import Orthogonalizer
 from optax_muon._orthogonalizers import NewtonSchulz
 from optax_muon._placement import PlacedView, placed_views
 from optax_muon._polar_factors import polar_factors
 from optax_muon._resolution import MatrixAxesLike
 from optax_muon._scaling import ScaleRule, as_scale_rule, scale_factor
-from optax_muon._serialization import register_state
-from optax_muon._sharding import ShardingLike, read_layout
+from optax_muon._sharding import ShardingLike
 from optax_muon._statistics import seen_on_shards
-
-
-# Not mappable: chex's default would make it a Mapping that unpacks to field names.
-@register_state
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class MuonState:
-    """State of `scale_by_muon`.
-
-    Attributes:
-      count: int32 scalar, the number of updates so far; schedules read it.
-      momentum: the trace, a tree like the parameters.
-    """
-
-    count: Any
-    momentum: Any
+from optax_muon._trace import (
+    MuonState,
+    at_count,
+    check_momentum,
+    check_same_layout,
+    start,
+)
 
 
 def scale_by_muon(
@@ -95,6 +79,7 @@ def scale_by_muon(
       ValueError, TypeError: bad arguments; at init, one error that lists every leaf
         that is undecided or no matrix; at update, gradients unlike the state.
 
+    >>> import jax.numpy as jnp
     >>> tx = optax.chain(scale_by_muon(), optax.scale_by_learning_rate(0.02))
     >>> params = {"kernel": jnp.eye(2, 3)}
     >>> state = tx.init(params)
@@ -106,11 +91,9 @@ def scale_by_muon(
       Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024.
       Bernstein, Newhouse, Old Optimizer, New Norm: An Anthology, arXiv 2409.20325.
     """
-    _checks.check_scalar("momentum", momentum, low=0.0, below=1.0)
-    _checks.check_bool("nesterov", nesterov)
-    _checks.check_choice("momentum_form", momentum_form, MOMENTUM_FORMS)
-    configuration = as_orthogonalizer(orthogonalizer)
+    check_momentum(momentum, nesterov, momentum_form)
     stored_dtype = _checks.float_dtype("momentum_dtype", momentum_dtype)
+    configuration = as_orthogonalizer(orthogonalizer)
     scale_rule = as_scale_rule(scale)
 
     def placed(tree: Any) -> tuple[Layout, tuple[PlacedView, ...]]:
@@ -118,25 +101,19 @@ def scale_by_muon(
 
     def init(params: Any) -> Any:
         layout, _ = placed(params)
-        zeros = optax.tree.zeros_like(params, dtype=stored_dtype)
-        leaves, treedef = jax.tree.flatten(zeros)
-        return MuonState(
-            count=jnp.zeros([], jnp.int32),
-            momentum=jax.tree.unflatten(treedef, layout.constrain(leaves)),
-        )
+        return start(params, layout, stored_dtype)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         check_alike("scale_by_muon", updates, state.momentum)
         layout, views = placed(updates)
-        stored = read_layout(state.momentum, sharding, "scale_by_muon")
-        check_same("scale_by_muon", updates, layout, stored)
+        check_same_layout("scale_by_muon", updates, layout, state, sharding)
         gradients, treedef = jax.tree.flatten(updates)
         traces, trace_treedef = jax.tree.flatten(state.momentum)
         steps, traces = _step(
             gradients,
             traces,
-            momentum(state.count) if callable(momentum) else momentum,
+            at_count(momentum, state.count),
             layout=layout,
             views=views,
             form=momentum_form,
@@ -200,25 +177,3 @@ def _step(
 
     weights = momentum_weights(mu, form)
     return layout.on_shards(on_one_device, gradients, traces, rest=weights)
-
-
-def find_state(opt_state: Any) -> MuonState:
-    """The `MuonState` in any nesting of optax states.
-
-    `optax.tree.get` does not look into dataclasses: it returns None for their fields.
-
-    Raises:
-      ValueError: there is none, or more than one.
-
-    >>> tx = optax.chain(optax.clip_by_global_norm(1.0), scale_by_muon())
-    >>> find_state(tx.init({"kernel": jnp.ones((2, 3))})).momentum["kernel"].shape
-    (2, 3)
-    """
-    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, MuonState))
-    found = [leaf for leaf in leaves if isinstance(leaf, MuonState)]
-    if len(found) != 1:
-        raise ValueError(
-            f"opt_state holds {len(found)} MuonState, expected exactly one; pass the "
-            "part of the state (for optax.partition, of `inner_states`) that holds it."
-        )
-    return found[0]

@@ -1,4 +1,4 @@
-"""Normalization of output neurons after orthogonalization (NorMuon)."""
+"""Normalization by second moments after orthogonalization: NorMuon and AdaMuon."""
 
 import dataclasses
 from typing import Any
@@ -11,8 +11,8 @@ import optax
 from optax_muon import _checks
 from optax_muon._alike import check_alike
 from optax_muon._casts import at_least_float32, widen
-from optax_muon._layout import Layout
-from optax_muon._placement import PlacedView, placed_views
+from optax_muon._matrix_axes import MatrixView
+from optax_muon._placement import placed_views
 from optax_muon._resolution import MatrixAxesLike
 from optax_muon._serialization import register_state
 from optax_muon._sharding import ShardingLike
@@ -21,12 +21,12 @@ from optax_muon._statistics import Matrices, seen_whole
 
 @register_state
 @chex.dataclass(frozen=True, mappable_dataclass=False)
-class NeuronState:
-    """State of `normalize_neurons`.
+class SecondMomentState:
+    """State of `normalize_neurons` and `normalize_entries`.
 
     Attributes:
-      second_moment: a tree like the parameters, each fan-in axis of length 1 (where
-        the fan-in has parts, repeated along each of them).
+      second_moment: a tree like the parameters; of neurons, each fan-in axis has length
+        1 (where the fan-in has parts, values are repeated along each of them).
     """
 
     second_moment: Any
@@ -56,7 +56,7 @@ def normalize_neurons(
         it tells over which mesh axes a matrix is to be summed.
 
     Returns:
-      A transformation whose state is a `NeuronState`, at least float32.
+      A transformation whose state is a `SecondMomentState`, at least float32.
 
     Raises:
       ValueError, TypeError: a bad `beta2`; leaves that are no matrices; gradients
@@ -68,33 +68,83 @@ def normalize_neurons(
     [[2.236 0.   ]
      [0.    2.236]]
     """
+    return _normalizer("normalize_neurons", beta2, True, matrix_axes, sharding)
+
+
+def normalize_entries(
+    beta2: float = 0.95,
+    *,
+    matrix_axes: MatrixAxesLike = None,
+    sharding: ShardingLike = None,
+) -> optax.GradientTransformation:
+    """Divide each entry by its running RMS; keep each matrix's Frobenius norm.
+
+    With O a matrix [fan_in, fan_out] of the update (AdaMuon, arXiv 2507.11005):
+
+      V <- beta2 V + (1 - beta2) O^2      entry by entry
+      O <- O / sqrt(V), rescaled to the Frobenius norm that O had
+
+    AdaMuon takes the sign of its momentum before the polar factor, the momentum's own
+    decay as beta2 (its code: 0.999), and gives steps entries of RMS 0.2:
+    `muon(momentum_form="heavy_ball", nesterov=False,
+    preconditioner=optax.scale_by_sign(), normalizer=optax.chain(normalize_entries(),
+    snap_frobenius()))`. V needs as much memory as the momentum. The rescaling takes
+    away what a bias correction would do, and since V holds this step's O^2, no epsilon
+    is needed.
+
+    Args:
+      beta2, matrix_axes, sharding: as in `normalize_neurons`.
+
+    Returns:
+      A transformation whose state is a `SecondMomentState`, at least float32.
+
+    Raises:
+      ValueError, TypeError: as `normalize_neurons`.
+
+    >>> tx = normalize_entries(0.0)
+    >>> o = jnp.array([[1.0, 0.0], [7.0, 0.0]])
+    >>> print(tx.update(o, tx.init(o))[0].round(3))  # still sqrt(50) long
+    [[5. 0.]
+     [5. 0.]]
+    """
+    return _normalizer("normalize_entries", beta2, False, matrix_axes, sharding)
+
+
+def _normalizer(
+    name: str,
+    beta2: float,
+    by_neuron: bool,
+    matrix_axes: MatrixAxesLike,
+    sharding: ShardingLike,
+) -> optax.GradientTransformation:
     _checks.check_coefficient("beta2", beta2)
 
-    def placed(tree: Any) -> tuple[Layout, tuple[PlacedView, ...]]:
-        return placed_views(tree, matrix_axes, sharding, "normalize_neurons")
+    def shape_of_moment(view: MatrixView, shape: tuple[int, ...]) -> tuple[int, ...]:
+        here = dataclasses.replace(view, shape=shape)
+        return here.neurons_shape if by_neuron else shape
 
     def init(params: Any) -> Any:
-        _, views = placed(params)
+        _, views = placed_views(params, matrix_axes, sharding, name)
         leaves, treedef = jax.tree.flatten(params)
         moments = [
             # A sum of zeros, because it is sharded as the leaf is.
             jnp.zeros_like(leaf, dtype=at_least_float32(leaf.dtype)).sum(
-                view.whole.merged_axes, keepdims=True
+                view.whole.merged_axes if by_neuron else (), keepdims=True
             )
             for leaf, view in zip(leaves, views, strict=True)
         ]
-        return NeuronState(second_moment=jax.tree.unflatten(treedef, moments))
+        return SecondMomentState(second_moment=jax.tree.unflatten(treedef, moments))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        layout, views = placed(updates)
+        layout, views = placed_views(updates, matrix_axes, sharding, name)
         leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
         check_alike(
-            "normalize_neurons",
+            name,
             updates,
             state.second_moment,
             [
-                dataclasses.replace(view.whole, shape=leaf.shape).neurons_shape
+                shape_of_moment(view.whole, leaf.shape)
                 for leaf, view in zip(leaves, views, strict=True)
             ],
         )
@@ -102,28 +152,36 @@ def normalize_neurons(
             jax.tree.map(widen, state.second_moment)
         )
         new = [
-            _normalize(leaf, moment, beta2, matrices)
+            _normalize(leaf, moment, beta2, by_neuron, matrices)
             for leaf, moment, matrices in zip(
                 leaves, moments, seen_whole(layout, views), strict=True
             )
         ]
-        return jax.tree.unflatten(treedef, [leaf for leaf, _ in new]), NeuronState(
-            second_moment=jax.tree.unflatten(moment_treedef, [v for _, v in new])
+        return jax.tree.unflatten(treedef, [leaf for leaf, _ in new]), (
+            SecondMomentState(
+                second_moment=jax.tree.unflatten(moment_treedef, [v for _, v in new])
+            )
         )
 
     return optax.GradientTransformation(init, update)
 
 
 def _normalize(
-    leaf: jax.Array, moment: jax.Array, beta2: jax.typing.ArrayLike, matrices: Matrices
+    leaf: jax.Array,
+    moment: jax.Array,
+    beta2: jax.typing.ArrayLike,
+    by_neuron: bool,
+    matrices: Matrices,
 ) -> tuple[jax.Array, jax.Array]:
     if leaf.size == 0:
         return leaf, moment
     wide = leaf.astype(moment.dtype)
-    inputs = matrices.given(lambda fan_in, fan_out: max(fan_in, 1))
-    power = matrices.over_inputs(wide**2) / inputs
+    power = wide**2
+    if by_neuron:
+        inputs = matrices.given(lambda fan_in, fan_out: max(fan_in, 1))
+        power = matrices.over_inputs(power) / inputs
     moment = jnp.asarray(beta2 * moment + (1 - beta2) * power, moment.dtype)
-    # A neuron that never moved has v = 0 and an update of 0, and keeps it.
+    # What never moved has a moment of 0 and an update of 0, and keeps it.
     normalized = wide / jnp.sqrt(jnp.where(moment > 0, moment, 1))
     before, after = matrices.norm(wide), matrices.norm(normalized)
     rescaled = normalized * (before / jnp.where(after > 0, after, 1))

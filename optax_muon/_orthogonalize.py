@@ -1,9 +1,11 @@
-"""orthogonalize: the polar factors of matrices, also of sharded ones."""
+"""Polar factors of matrices, also of sharded ones: a function, and a part of chains."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from optax_muon import _checks
@@ -14,6 +16,7 @@ from optax_muon._orthogonalizer import Orthogonalizer
 from optax_muon._orthogonalizers import NewtonSchulz
 from optax_muon._placement import PlacedView, placed_views
 from optax_muon._polar_factors import polar_factors
+from optax_muon._resolution import MatrixAxesLike
 from optax_muon._sharding import ShardingLike
 
 
@@ -63,21 +66,72 @@ def orthogonalize(
     layout, views = placed_views(x, MatrixAxes(-2, -1), sharding, "orthogonalize")
     if not layout.sizes:
         return polar(x, configuration)
-    return _of_shards(x, layout, views, configuration)
+    [factors] = _polar_factors(
+        [x], layout=layout, views=views, orthogonalizer=configuration
+    )
+    return factors
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def _of_shards(
-    x: jax.Array,
+def orthogonalize_updates(
+    orthogonalizer: OrthogonalizerLike = NewtonSchulz(),
+    *,
+    matrix_axes: MatrixAxesLike = None,
+    sharding: ShardingLike = None,
+) -> optax.GradientTransformation:
+    """Replace each matrix by its polar factor: the second stage of `scale_by_muon`.
+
+    For chains with a part between `accumulate_momentum` and this.
+
+    Args:
+      orthogonalizer, matrix_axes, sharding: as in `scale_by_muon`.
+
+    Returns:
+      A transformation without state; updates keep shape and dtype.
+
+    Raises:
+      ValueError, TypeError: as `scale_by_muon`.
+
+    >>> from optax_muon import Svd
+    >>> tx = orthogonalize_updates(Svd())
+    >>> x = jnp.array([[3.0, 0.0], [0.0, -0.5]])
+    >>> print(tx.update(x, tx.init(x))[0])
+    [[ 1.  0.]
+     [ 0. -1.]]
+    """
+    configuration = as_orthogonalizer(orthogonalizer)
+
+    def placed(tree: Any) -> tuple[Layout, tuple[PlacedView, ...]]:
+        return placed_views(tree, matrix_axes, sharding, "orthogonalize_updates")
+
+    def init(params: Any) -> Any:
+        placed(params)
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        layout, views = placed(updates)
+        leaves, treedef = jax.tree.flatten(updates)
+        factors = _polar_factors(
+            leaves, layout=layout, views=views, orthogonalizer=configuration
+        )
+        return jax.tree.unflatten(treedef, factors), state
+
+    return optax.GradientTransformation(init, update)
+
+
+@partial(jax.jit, static_argnames=("layout", "views", "orthogonalizer"))
+def _polar_factors(
+    leaves: list[jax.Array],
+    *,
     layout: Layout,
     views: tuple[PlacedView, ...],
     orthogonalizer: Orthogonalizer,
-) -> jax.Array:
+) -> list[jax.Array]:
     def on_one_device(
         shards: list[jax.Array], nothing: tuple[()]
     ) -> tuple[list[jax.Array]]:
         del nothing
         return (polar_factors(shards, views, orthogonalizer),)
 
-    [[factors]] = layout.on_shards(on_one_device, [x], rest=())
+    [factors] = layout.on_shards(on_one_device, leaves, rest=())
     return factors

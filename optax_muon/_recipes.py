@@ -6,17 +6,17 @@ from typing import Any
 import optax
 
 from optax_muon import _checks
-from optax_muon._alike import checked_against_moments, checked_against_parameters
-from optax_muon._casts import float16_as_float32, in_parameters_dtype
-from optax_muon._decay import add_weight_decay
+from optax_muon._alike import checked_against_moments
+from optax_muon._decay import DECAY_FORMS, decay_and_rate
 from optax_muon._functions import OrthogonalizerLike
-from optax_muon._moments import keep_sharding
 from optax_muon._muon import scale_by_muon
+from optax_muon._orthogonalize import orthogonalize_updates
 from optax_muon._orthogonalizers import NewtonSchulz
-from optax_muon._placement import whole_leaves
-from optax_muon._resolution import ADAM, MUON, MatrixAxesLike, labels
+from optax_muon._resolution import MatrixAxesLike
+from optax_muon._route import route
 from optax_muon._scaling import ScaleRule, scale_by_shape
 from optax_muon._sharding import ShardingLike
+from optax_muon._trace import accumulate_momentum
 
 
 def muon(
@@ -40,6 +40,8 @@ def muon(
     adam_eps: _checks.Scalar = 1e-8,
     adam_weight_decay: _checks.ScalarOrSchedule | None = None,
     adam_dtype: Any = None,
+    preconditioner: optax.GradientTransformation | None = None,
+    weight_decay_form: str = "decoupled",
 ) -> optax.GradientTransformationExtraArgs:
     """Muon for the matrices of a model, plain AdamW for everything else.
 
@@ -54,9 +56,10 @@ def muon(
       normalizer: a transformation between orthogonalization and scale, such as
         `normalize_neurons(matrix_axes=matrix_axes)`, which must be told the same axes;
         None for none.
-      weight_decay: decoupled decay of the matrices, times the learning rate: a float, a
-        scalar array, or a schedule. Needs params in `update` unless it is the float 0.
-      cautious: decay the matrices' entries only where the step shrinks them anyway.
+      weight_decay: decay of the matrices: a float, a scalar array, or a schedule. Needs
+        params in `update` unless it is the float 0.
+      cautious: decay the matrices' entries only where that does not work against the
+        step, as in `add_weight_decay`.
       weight_decay_mask: tree of bools (or prefix), or a function params -> tree; False
         leaves a leaf, of either optimizer, without decay.
       matrix_axes: a rule (path, leaf) -> MatrixAxes | None, a tree (or tree prefix) of
@@ -69,6 +72,11 @@ def muon(
       adam_dtype: dtype of AdamW's first moment; None keeps each parameter's own, but
         float32 for float16. Its second moment of float16 is float32, too: eps and
         squares underflow in float16.
+      preconditioner: a transformation between momentum and orthogonalization, such as
+        `equilibrate(matrix_axes=matrix_axes)`; None for none.
+      weight_decay_form: what a weight loses of itself in a step, of either optimizer:
+        "decoupled" learning rate * decay, "independent" the decay itself, "lr_squared"
+        learning rate^2 * decay.
 
     Returns:
       The transformation; `find_state` finds the `MuonState` in its state. Updates have
@@ -90,58 +98,101 @@ def muon(
       Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982, 2025.
       Loshchilov, Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101.
     """
-    _check_rates(learning_rate, adam_learning_rate, adam_b1, adam_b2, adam_eps)
-    if normalizer is not None and not isinstance(
-        normalizer, optax.GradientTransformation
-    ):
-        raise TypeError(
-            f"normalizer={normalizer!r} is no optax.GradientTransformation; pass one, "
-            "such as optax_muon.normalize_neurons(), or None."
-        )
+    check_rates(learning_rate, adam_learning_rate, adam_b1, adam_b2, adam_eps)
+    _checks.check_choice("weight_decay_form", weight_decay_form, DECAY_FORMS)
+    check_part("normalizer", normalizer, "normalize_neurons()")
+    check_part("preconditioner", preconditioner, "equilibrate()")
     matrices = optax.chain(
-        scale_by_muon(
-            momentum,
+        polar_steps(
+            preconditioner,
+            orthogonalizer,
+            matrix_axes,
+            sharding,
+            momentum=momentum,
             nesterov=nesterov,
             momentum_form=momentum_form,
             momentum_dtype=momentum_dtype,
+        ),
+        optax.identity() if normalizer is None else normalizer,
+        scale_by_shape(scale, matrix_axes, sharding),
+        *decay_and_rate(
+            weight_decay_form,
+            learning_rate,
+            weight_decay,
+            cautious=cautious,
+            mask=weight_decay_mask,
+        ),
+    )
+    others = adamw(
+        learning_rate if adam_learning_rate is None else adam_learning_rate,
+        adam_b1,
+        adam_b2,
+        adam_eps,
+        weight_decay if adam_weight_decay is None else adam_weight_decay,
+        adam_dtype,
+        weight_decay_form=weight_decay_form,
+        weight_decay_mask=weight_decay_mask,
+    )
+    return route(matrices, others, matrix_axes=matrix_axes, sharding=sharding)
+
+
+def adamw(
+    learning_rate: _checks.ScalarOrSchedule,
+    b1: _checks.Scalar,
+    b2: _checks.Scalar,
+    eps: _checks.Scalar,
+    weight_decay: _checks.ScalarOrSchedule = 0.0,
+    dtype: Any = None,
+    *,
+    weight_decay_form: str = "decoupled",
+    weight_decay_mask: Any = None,
+) -> optax.GradientTransformation:
+    """Plain AdamW for the leaves that are no matrices, arguments as `muon`'s."""
+    adam = optax.chain(
+        optax.scale_by_adam(
+            b1, b2, eps, mu_dtype=_checks.float_dtype("adam_dtype", dtype)
+        ),
+        *decay_and_rate(
+            weight_decay_form, learning_rate, weight_decay, mask=weight_decay_mask
+        ),
+    )
+    return checked_against_moments(adam)
+
+
+def polar_steps(
+    preconditioner: optax.GradientTransformation | None,
+    orthogonalizer: OrthogonalizerLike,
+    matrix_axes: MatrixAxesLike,
+    sharding: ShardingLike,
+    **momentum: Any,
+) -> optax.GradientTransformation:
+    """Momentum and its polar factors; in one program if nothing comes in between."""
+    if preconditioner is None:
+        return scale_by_muon(
             orthogonalizer=orthogonalizer,
             scale=None,
             matrix_axes=matrix_axes,
             sharding=sharding,
-        ),
-        optax.identity() if normalizer is None else normalizer,
-        scale_by_shape(scale, matrix_axes, sharding),
-        add_weight_decay(weight_decay, cautious=cautious, mask=weight_decay_mask),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-    others = optax.chain(
-        optax.scale_by_adam(
-            adam_b1,
-            adam_b2,
-            adam_eps,
-            mu_dtype=_checks.float_dtype("adam_dtype", adam_dtype),
-        ),
-        add_weight_decay(
-            weight_decay if adam_weight_decay is None else adam_weight_decay,
-            mask=weight_decay_mask,
-        ),
-        optax.scale_by_learning_rate(
-            learning_rate if adam_learning_rate is None else adam_learning_rate
+            **momentum,
+        )
+    return optax.chain(
+        accumulate_momentum(sharding=sharding, **momentum),
+        preconditioner,
+        orthogonalize_updates(
+            orthogonalizer, matrix_axes=matrix_axes, sharding=sharding
         ),
     )
-    routed = optax.partition(
-        {
-            MUON: matrices,
-            ADAM: keep_sharding(
-                checked_against_moments(float16_as_float32(others)), sharding, "muon"
-            ),
-        },
-        lambda tree: labels(whole_leaves(tree, sharding, "muon")[1], matrix_axes),
-    )
-    return in_parameters_dtype(checked_against_parameters("muon", routed))
 
 
-def _check_rates(
+def check_part(argument: str, part: Any, example: str) -> None:
+    if part is not None and not isinstance(part, optax.GradientTransformation):
+        raise TypeError(
+            f"{argument}={part!r} is no optax.GradientTransformation; pass one, "
+            f"such as optax_muon.{example}, or None."
+        )
+
+
+def check_rates(
     learning_rate: Any, adam_learning_rate: Any, b1: Any, b2: Any, eps: Any
 ) -> None:
     _checks.check_scalar("learning_rate", learning_rate)

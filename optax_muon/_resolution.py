@@ -42,7 +42,7 @@ def routes(tree: Any, matrix_axes: MatrixAxesLike = None) -> list[Route]:
         with path, shape, reason and remedy.
       TypeError: `matrix_axes` of another type.
     """
-    rule = _as_rule(tree, matrix_axes)
+    rule = as_rule(tree, matrix_axes)
     found, failures = [], []
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = "/".join(path_names(path)) or "(root)"
@@ -97,9 +97,16 @@ def matrix_routes(
     ]
 
 
-def check_without_parts(decided: Sequence[MatrixRoute], transformation: str) -> None:
+def check_views_without_parts(
+    tree: Any, views: Sequence[MatrixView], transformation: str
+) -> None:
     """Raise if leaves hold several matrices side by side, and list those."""
-    parted = [f"  {r.path}  {r.shape}: {r.view.parts}" for r in decided if r.view.parts]
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    parted = [
+        f"  {'/'.join(path_names(path))}  {view.shape}: {view.parts}"
+        for (path, _), view in zip(flat, views, strict=True)
+        if view.parts
+    ]
     if parted:
         raise ValueError(
             f"{transformation} cannot take parts of leaves apart, but matrix_axes "
@@ -121,7 +128,7 @@ def _view(rule: Rule, path: Path, leaf: jax.ShapeDtypeStruct) -> MatrixView | No
     axes = rule(path, leaf)
     if axes is None:
         return None
-    if not isinstance(axes, MatrixAxes):
+    if type(axes) is not MatrixAxes:  # a NormBall says more than this would heed
         raise TypeError(
             f"matrix_axes gave {axes!r} for {'/'.join(path_names(path))!r}; a rule "
             "must return a MatrixAxes, or None for AdamW."
@@ -149,9 +156,12 @@ def _undecided(failures: list[str], decided: list[Route]) -> str:
     )
 
 
-def _as_rule(tree: Any, matrix_axes: MatrixAxesLike) -> Rule:
+def as_rule(
+    tree: Any, matrix_axes: MatrixAxesLike, default: Rule = flax_matrix_axes
+) -> Rule:
+    """The rule that a user's argument, a rule or a tree or None, stands for."""
     if matrix_axes is None:
-        return flax_matrix_axes
+        return default
     if isinstance(matrix_axes, type):
         raise TypeError(
             f"matrix_axes={matrix_axes!r} is a class; pass an instance, MatrixAxes()."

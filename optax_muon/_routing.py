@@ -47,12 +47,17 @@ def _parameter_and_owner(path: Path) -> tuple[str, str]:
     return parameter, owners[-1] if owners else ""
 
 
-def _is_named_for_adamw(parameter: list[str], owner: list[str]) -> bool:
-    return bool(
-        (_VECTOR_PARAMETER | _POSITION_PARAMETER | _EMBEDDING) & set(parameter)
-        or (_EMBEDDING | _HEAD) & set(owner)
-        or _HEAD_AT_THE_END & set(owner[-1:])
-    )
+def flax_role(path: Path) -> str | None:
+    """What a leaf's names say it is: "vector", "embedding", "head", or None."""
+    names = _parameter_and_owner(path)
+    parameter, owner = map(_words, names)
+    if _VECTOR_PARAMETER & set(parameter):
+        return "vector"
+    if (_POSITION_PARAMETER | _EMBEDDING) & set(parameter) or _EMBEDDING & set(owner):
+        return "embedding"
+    if _HEAD & set(owner) or _HEAD_AT_THE_END & set(owner[-1:]):
+        return "head"
+    return None
 
 
 def flax_matrix_axes(path: Path, leaf: Any) -> MatrixAxes | None:
@@ -90,7 +95,7 @@ def flax_matrix_axes(path: Path, leaf: Any) -> MatrixAxes | None:
     """
     parameter, owner = _parameter_and_owner(path)
     rank = len(leaf.shape)
-    if rank < 2 or _is_named_for_adamw(_words(parameter), _words(owner)):
+    if rank < 2 or flax_role(path) is not None:
         return None
     if rank == 2 and parameter != "weight":
         return MatrixAxes(0, 1)

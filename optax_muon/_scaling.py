@@ -89,6 +89,7 @@ def scale_by_shape(
     Raises:
       ValueError: an unknown rule; leaves that are no matrices.
 
+    >>> import jax.numpy as jnp
     >>> tx = scale_by_shape("mup")
     >>> ones = jnp.ones((1, 4))
     >>> print(tx.update(ones, tx.init(ones))[0])

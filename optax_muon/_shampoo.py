@@ -15,7 +15,7 @@ from optax_muon._matrix_axes import MatrixView
 from optax_muon._newton_schulz import normalize
 from optax_muon._resolution import (
     MatrixAxesLike,
-    check_without_parts,
+    check_views_without_parts,
     matrix_routes,
 )
 from optax_muon._serialization import register_state
@@ -75,8 +75,8 @@ def scale_by_shampoo(
 
     def stacks(tree: Any) -> tuple[list[jax.Array], tuple[MatrixView, ...]]:
         decided = matrix_routes(tree, matrix_axes, "scale_by_shampoo")
-        check_without_parts(decided, "scale_by_shampoo")
         views = tuple(route.view for route in decided)
+        check_views_without_parts(tree, views, "scale_by_shampoo")
         leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
         return [as_matrices(x, v) for x, v in zip(leaves, views, strict=True)], views
 

@@ -40,17 +40,21 @@ class Matrices:
         """The sum over the fan-in: one number for each output neuron."""
         return self._sum(x, self.view.fan_in_axes)
 
-    def over_outputs(self, x: jax.Array) -> jax.Array:
-        """The sum over the fan-out: one number for each input."""
-        return self._sum(x, self.view.fan_out_axes)
-
     def over_all(self, x: jax.Array) -> jax.Array:
         """The sum over all entries of a matrix."""
         return self._sum(x, self.view.fan_in_axes + self.view.fan_out_axes)
 
+    def norm_over_inputs(self, x: jax.Array) -> jax.Array:
+        """Of each output neuron's weights, whatever their magnitude."""
+        return self._norm(x, self.view.fan_in_axes)
+
+    def norm_over_outputs(self, x: jax.Array) -> jax.Array:
+        """Of each input's weights, whatever their magnitude."""
+        return self._norm(x, self.view.fan_out_axes)
+
     def norm(self, x: jax.Array) -> jax.Array:
-        """The Frobenius norm of each matrix; squares must fit the dtype."""
-        return jnp.sqrt(self.over_all(x**2))
+        """The Frobenius norm of each matrix, whatever its magnitude."""
+        return self._norm(x, self.view.fan_in_axes + self.view.fan_out_axes)
 
     def given(self, function: Callable[[int, int], float]) -> float | jax.Array:
         """`function(fan_in, fan_out)` of each matrix."""
@@ -63,22 +67,39 @@ class Matrices:
             return values[0]
         return jnp.asarray(values, float)[self._part_numbers()]
 
+    def _norm(self, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        # Of entries near 1, as squares of others may not fit the dtype.
+        largest = self._reduce(jnp.abs(x), axes, jnp.max, lax.pmax)
+        scaled = x / jnp.where(largest > 0, largest, 1)
+        return largest * jnp.sqrt(self._sum(scaled**2, axes))
+
     def _sum(self, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        return self._reduce(x, axes, jnp.sum, lax.psum)
+
+    def _reduce(
+        self,
+        x: jax.Array,
+        axes: tuple[int, ...],
+        here: Callable[..., jax.Array],
+        across: Callable[..., jax.Array],
+    ) -> jax.Array:
+        """`here` of what this device has, then `across`; maxima are of no negatives."""
+
+        def reduced(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+            over = tuple(name for axis in axes for name, _ in self.cuts[axis])
+            x = here(x, axes, keepdims=True)
+            return across(x, over) if over else x
+
         parted = tuple(axis for axis in axes if axis in self.view.parted_axes)
-        x = self._total(x, tuple(axis for axis in axes if axis not in parted))
+        x = reduced(x, tuple(axis for axis in axes if axis not in parted))
         if not parted:
             return x
         numbers = self._part_numbers()
         result = jnp.zeros_like(x)
         for part in range(len(self.view.parts)):
-            total = self._total(jnp.where(numbers == part, x, 0), parted)
-            result = jnp.where(numbers == part, total, result)
+            of_part = reduced(jnp.where(numbers == part, x, 0), parted)
+            result = jnp.where(numbers == part, of_part, result)
         return result
-
-    def _total(self, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        over = tuple(name for axis in axes for name, _ in self.cuts[axis])
-        x = x.sum(axes, keepdims=True)
-        return lax.psum(x, over) if over else x
 
     def _part_numbers(self) -> jax.Array:
         """Which part an entry belongs to, of length 1 along all other axes."""

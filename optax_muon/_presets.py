@@ -1,0 +1,53 @@
+"""Recipes as tables of values: a recipe's arguments with other defaults."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+Recipe = Callable[..., optax.GradientTransformationExtraArgs]
+
+
+def preset(
+    base: Recipe, *, without: tuple[str, ...] = (), **defaults: Any
+) -> Callable[[Recipe], Recipe]:
+    """Give a function the signature of the recipe `base`, with other defaults.
+
+    The function takes `**arguments`: all of `base`'s but those in `without`. Keyword
+    arguments of its own come last. `optax.inject_hyperparams` reads signatures, so no
+    default may be a function: it would take it for a schedule.
+    """
+    inherited = inspect.signature(base).parameters
+    unknown = (set(without) | set(defaults)) - set(inherited)
+    assert not unknown, unknown
+
+    def decorate(function: Recipe) -> Recipe:
+        own = [
+            parameter
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.kind != parameter.VAR_KEYWORD
+            and parameter.name not in inherited
+        ]
+        signature = inspect.Signature(
+            [
+                parameter.replace(default=defaults.get(name, parameter.default))
+                for name, parameter in inherited.items()
+                if name not in without
+            ]
+            + own,
+            return_annotation=optax.GradientTransformationExtraArgs,
+        )
+
+        @functools.wraps(function)
+        def recipe(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return function(**bound.arguments)
+
+        # What help() shows, and inject_hyperparams reads.
+        vars(recipe)["__signature__"] = signature
+        return recipe
+
+    return decorate

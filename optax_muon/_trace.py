@@ -1,0 +1,167 @@
+"""The trace of the gradients: its state, and momentum as a part of its own."""
+
+from functools import partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_muon import _checks
+from optax_muon._alike import check_alike
+from optax_muon._layout import Layout, check_same
+from optax_muon._momentum import MOMENTUM_FORMS, accumulate, momentum_weights
+from optax_muon._serialization import register_state
+from optax_muon._sharding import ShardingLike, read_layout
+
+
+# Not mappable: chex's default would make it a Mapping that unpacks to field names.
+@register_state
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class MuonState:
+    """State of `scale_by_muon`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far; schedules read it.
+      momentum: the trace, a tree like the parameters.
+    """
+
+    count: Any
+    momentum: Any
+
+
+def find_state(opt_state: Any) -> MuonState:
+    """The `MuonState` in any nesting of optax states.
+
+    `optax.tree.get` does not look into dataclasses: it returns None for their fields.
+
+    Raises:
+      ValueError: there is none, or more than one.
+
+    >>> from optax_muon import scale_by_muon
+    >>> tx = optax.chain(optax.clip_by_global_norm(1.0), scale_by_muon())
+    >>> find_state(tx.init({"kernel": jnp.ones((2, 3))})).momentum["kernel"].shape
+    (2, 3)
+    """
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, MuonState))
+    found = [leaf for leaf in leaves if isinstance(leaf, MuonState)]
+    if len(found) != 1:
+        raise ValueError(
+            f"opt_state holds {len(found)} MuonState, expected exactly one; pass the "
+            "part of the state (for optax.partition, of `inner_states`) that holds it."
+        )
+    return found[0]
+
+
+def accumulate_momentum(
+    momentum: _checks.ScalarOrSchedule = 0.95,
+    *,
+    nesterov: bool = True,
+    momentum_form: str = "ema",
+    momentum_dtype: Any = None,
+    sharding: ShardingLike = None,
+) -> optax.GradientTransformation:
+    """The first stage of `scale_by_muon` alone: gradients to directions.
+
+    For chains with a part between momentum and `orthogonalize_updates`, such as
+    `equilibrate`; without one, `scale_by_muon` is the same and takes less memory. It
+    takes leaves of any rank.
+
+    Args:
+      momentum, nesterov, momentum_form, momentum_dtype: as in `scale_by_muon`.
+      sharding: likewise; the trace is laid out so.
+
+    Returns:
+      A transformation whose state is a `MuonState`. Directions are at least float32,
+      whatever the gradients are: what follows should not see rounded ones.
+
+    Raises:
+      ValueError, TypeError: bad arguments; gradients unlike the state.
+
+    >>> tx = optax.chain(accumulate_momentum(0.9), optax.scale_by_sign())
+    >>> g = jnp.array([2.0, -3.0])
+    >>> print(tx.update(g, tx.init(g))[0])
+    [ 1. -1.]
+    """
+    check_momentum(momentum, nesterov, momentum_form)
+    stored_dtype = _checks.float_dtype("momentum_dtype", momentum_dtype)
+
+    def init(params: Any) -> Any:
+        layout = read_layout(params, sharding, "accumulate_momentum")
+        return start(params, layout, stored_dtype)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        check_alike("accumulate_momentum", updates, state.momentum)
+        layout = read_layout(updates, sharding, "accumulate_momentum")
+        check_same_layout("accumulate_momentum", updates, layout, state, sharding)
+        gradients, treedef = jax.tree.flatten(updates)
+        traces, trace_treedef = jax.tree.flatten(state.momentum)
+        directions, traces = _accumulate(
+            gradients,
+            traces,
+            at_count(momentum, state.count),
+            form=momentum_form,
+            nesterov=nesterov,
+        )
+        return jax.tree.unflatten(treedef, directions), MuonState(
+            count=optax.safe_increment(state.count),
+            momentum=jax.tree.unflatten(trace_treedef, traces),
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+@partial(jax.jit, static_argnames=("form", "nesterov"))
+def _accumulate(
+    gradients: list[jax.Array],
+    traces: list[jax.Array],
+    mu: jax.typing.ArrayLike,
+    *,
+    form: str,
+    nesterov: bool,
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    weights = momentum_weights(mu, form)
+    new = [
+        accumulate(g, m, weights, nesterov=nesterov)
+        for g, m in zip(gradients, traces, strict=True)
+    ]
+    return [direction for _, direction in new], [trace for trace, _ in new]
+
+
+def check_momentum(
+    momentum: _checks.ScalarOrSchedule, nesterov: bool, momentum_form: str
+) -> None:
+    """Raise unless the arguments of a momentum are what they must be."""
+    _checks.check_scalar("momentum", momentum, low=0.0, below=1.0)
+    _checks.check_bool("nesterov", nesterov)
+    _checks.check_choice("momentum_form", momentum_form, MOMENTUM_FORMS)
+
+
+def at_count(value: _checks.ScalarOrSchedule, count: Any) -> Any:
+    """A schedule's value after `count` updates; anything else is itself."""
+    return value(count) if callable(value) else value
+
+
+def start(params: Any, layout: Layout, dtype: np.dtype | None) -> MuonState:
+    """The state before the first update: traces of zeros."""
+    zeros = optax.tree.zeros_like(params, dtype=dtype)
+    leaves, treedef = jax.tree.flatten(zeros)
+    return MuonState(
+        count=jnp.zeros([], jnp.int32),
+        momentum=jax.tree.unflatten(treedef, layout.constrain(leaves)),
+    )
+
+
+def check_same_layout(
+    transformation: str,
+    updates: Any,
+    layout: Layout,
+    state: MuonState,
+    sharding: ShardingLike,
+) -> None:
+    """Raise unless gradients lie on the mesh as the trace does."""
+    stored = read_layout(state.momentum, sharding, transformation)
+    check_same(transformation, updates, layout, stored)
