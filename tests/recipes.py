@@ -82,6 +82,13 @@ def _shampoo_chain(learning_rate, accumulate=True):
     )
 
 
+def _dion2_chain(learning_rate, decay=0.95):
+    return optax.chain(
+        optax_muon.scale_by_dion2(0.5, decay=decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
 RECIPES = {
     "muon": Recipe(optax_muon.muon, {"learning_rate": 1e-2}),
     "muon_cautious_neurons": Recipe(
@@ -132,6 +139,22 @@ RECIPES = {
             },
         },
     ),
+    "muon_adamuon": Recipe(
+        optax_muon.muon,
+        {
+            "learning_rate": 1e-2,
+            "momentum_form": "heavy_ball",
+            "preconditioner": optax.scale_by_sign(),
+            "normalizer": optax.chain(
+                optax_muon.normalize_entries(), optax_muon.snap_frobenius()
+            ),
+            "weight_decay": 0.1,
+            "weight_decay_form": "independent",
+        },
+    ),
+    "muon_hyperball": Recipe(optax_muon.muon_hyperball, {"learning_rate": 1e-2}),
+    "scion": Recipe(optax_muon.scion, {"learning_rate": 1e-2}),
+    "scale_by_dion2": Recipe(_dion2_chain, {"learning_rate": 1e-2}, matrices),
     "scale_by_muon": Recipe(_muon_chain, {"learning_rate": 2e-2}, matrices),
     "scale_by_shampoo": Recipe(
         _shampoo_chain, {"learning_rate": 1e-2}, matrices, has_muon_state=False
