@@ -26,6 +26,12 @@ stack to unstack; `plan` shows the routing and `explain` what runs for a shape.
 Convention: a matrix is [fan_in, fan_out], as Flax kernels are.
 """
 
+from optax_muon._attention import (
+    dot_product_attention_with_max_logits as dot_product_attention_with_max_logits,
+)
+from optax_muon._attention import (
+    sowing_dot_product_attention as sowing_dot_product_attention,
+)
 from optax_muon._choice import Choice as Choice
 from optax_muon._coefficients import COEFFICIENTS as COEFFICIENTS
 from optax_muon._decay import (
@@ -62,6 +68,11 @@ from optax_muon._published import muon_hyperball as muon_hyperball
 from optax_muon._published import normuon as normuon
 from optax_muon._published import scion as scion
 from optax_muon._published import speedrun as speedrun
+from optax_muon._qk_clip import clip_qk as clip_qk
+from optax_muon._qk_clip import qk_clip as qk_clip
+from optax_muon._qk_leaves import QKLeaf as QKLeaf
+from optax_muon._qk_rules import flax_qk_leaves as flax_qk_leaves
+from optax_muon._qk_rules import mla_qk_leaves as mla_qk_leaves
 from optax_muon._recipes import muon as muon
 from optax_muon._route import route as route
 from optax_muon._routing import flax_matrix_axes as flax_matrix_axes

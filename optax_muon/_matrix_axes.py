@@ -13,8 +13,16 @@ class UndecidedLeafError(ValueError):
     """Raised by a rule for a leaf that it cannot decide; its text is the reason."""
 
 
+class Stackable:
+    """What a rule says of a leaf, if it can be said of a stack of such leaves."""
+
+    def stacked(self, axis: int, shape: tuple[int, ...]) -> Any:
+        """The same of leaves of `shape`, stacked along a new, non-negative `axis`."""
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
-class MatrixAxes:
+class MatrixAxes(Stackable):
     """The axes of a leaf that form a matrix [fan_in, fan_out]; the others are a batch.
 
     Attributes:
@@ -99,6 +107,15 @@ class MatrixAxes:
                     f"is {length} long"
                 )
         return view
+
+    def stacked(self, axis: int, shape: tuple[int, ...]) -> "MatrixAxes":
+        """The new axis is a batch axis: every layer stays a matrix of its own."""
+        view = self.view(shape)
+        fan_in, fan_out = (
+            tuple(a + (a >= axis) for a in side)
+            for side in (view.fan_in_axes, view.fan_out_axes)
+        )
+        return dataclasses.replace(self, fan_in=fan_in, fan_out=fan_out)
 
 
 @dataclasses.dataclass(frozen=True)

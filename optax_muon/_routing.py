@@ -15,6 +15,7 @@ import jax
 from optax_muon._matrix_axes import (
     MatrixAxes,
     Path,
+    Stackable,
     UndecidedLeafError,
     path_names,
 )
@@ -113,7 +114,9 @@ def flax_matrix_axes(path: Path, leaf: Any) -> MatrixAxes | None:
     raise UndecidedLeafError(f"rank {rank}: no attention or convolution by its names")
 
 
-def stacked(pattern: str, axis: int = 0, inner: Rule = flax_matrix_axes) -> Rule:
+def stacked(
+    pattern: str, axis: int = 0, inner: Callable[[Path, Any], Any] = flax_matrix_axes
+) -> Callable[[Path, Any], Any]:
     """A rule for layers stacked along `axis` by `nn.scan`, `nnx.scan` or `vmap`.
 
     Under paths that match, `inner` sees the leaf without that axis, which becomes a
@@ -125,10 +128,11 @@ def stacked(pattern: str, axis: int = 0, inner: Rule = flax_matrix_axes) -> Rule
       pattern: regular expression for one whole path component, or several joined
         by "/": "layers", "block_.*", "decoder/layers".
       axis: the stacked axis in the leaf; negative ones count from the end.
-      inner: the rule for one layer.
+      inner: the rule for one layer: one for `matrix_axes`, one for `scale_by_lmo`, or
+        one for `qk_clip`.
 
     Returns:
-      A rule, to be passed as `matrix_axes`, or as `inner` of another.
+      A rule of the same kind, or an `inner` of another.
 
     >>> import optax_muon
     >>> shape = jax.ShapeDtypeStruct((12, 64, 256), "float32")
@@ -141,7 +145,7 @@ def stacked(pattern: str, axis: int = 0, inner: Rule = flax_matrix_axes) -> Rule
         raise TypeError(f"axis={axis!r} must be an int, the stacked axis of a leaf.")
     whole = _components(pattern)
 
-    def rule(path: Path, leaf: Any) -> MatrixAxes | None:
+    def rule(path: Path, leaf: Any) -> Any:
         names = "/".join(path_names(path))
         found = whole.search(names)
         if not found:
@@ -159,14 +163,9 @@ def stacked(pattern: str, axis: int = 0, inner: Rule = flax_matrix_axes) -> Rule
             raise UndecidedLeafError(f"stacked({pattern!r}, axis={axis}): no such axis")
         shape = leaf.shape[:at] + leaf.shape[at + 1 :]
         axes = inner(path, jax.ShapeDtypeStruct(shape, leaf.dtype))
-        if not isinstance(axes, MatrixAxes):
+        if not isinstance(axes, Stackable):
             return axes  # None; anything else is refused where rules are called
-        view = axes.view(shape)
-        fan_in, fan_out = (
-            tuple(a + (a >= at) for a in side)
-            for side in (view.fan_in_axes, view.fan_out_axes)
-        )
-        return dataclasses.replace(axes, fan_in=fan_in, fan_out=fan_out)
+        return axes.stacked(at, shape)
 
     return rule
 
