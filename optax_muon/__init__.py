@@ -64,10 +64,12 @@ from optax_muon._polar_express import (
 from optax_muon._published import deepseek_v4 as deepseek_v4
 from optax_muon._published import keller_jordan as keller_jordan
 from optax_muon._published import moonlight as moonlight
-from optax_muon._published import muon_hyperball as muon_hyperball
+from optax_muon._published import muon_clip as muon_clip
 from optax_muon._published import normuon as normuon
-from optax_muon._published import scion as scion
-from optax_muon._published import speedrun as speedrun
+from optax_muon._published_chains import muon_hyperball as muon_hyperball
+from optax_muon._published_chains import scion as scion
+from optax_muon._published_chains import soap_muon as soap_muon
+from optax_muon._published_chains import speedrun as speedrun
 from optax_muon._qk_clip import clip_qk as clip_qk
 from optax_muon._qk_clip import qk_clip as qk_clip
 from optax_muon._qk_leaves import QKLeaf as QKLeaf
@@ -82,6 +84,8 @@ from optax_muon._scaling import scale_by_shape as scale_by_shape
 from optax_muon._shampoo import scale_by_shampoo as scale_by_shampoo
 from optax_muon._sharding import KeepOut as KeepOut
 from optax_muon._shardings_of import shardings_of as shardings_of
+from optax_muon._soap import scale_by_soap as scale_by_soap
+from optax_muon._soap_state import SoapState as SoapState
 from optax_muon._trace import MuonState as MuonState
 from optax_muon._trace import accumulate_momentum as accumulate_momentum
 from optax_muon._trace import find_state as find_state

@@ -35,6 +35,7 @@ def add_weight_decay(
 
     Returns:
       A transformation whose `update` needs params, unless weight_decay is the float 0.
+      Behind the learning rate, which flips the sign, it would make weights grow.
 
     Raises:
       ValueError, TypeError: bad arguments; no params in `update`.
@@ -60,11 +61,10 @@ def add_independent_weight_decay(
     has the schedule but not the learning rate: pass weight_decay as a schedule).
 
     Args:
-      weight_decay, cautious, mask: as in `add_weight_decay`. Updates have the sign in
-        which they are applied.
+      weight_decay, cautious, mask: as in `add_weight_decay`.
 
     Returns:
-      As `add_weight_decay`.
+      As `add_weight_decay`; but before the learning rate this makes weights grow.
 
     Raises:
       ValueError, TypeError: as `add_weight_decay`.
@@ -136,18 +136,21 @@ def _lr_squared(
 ) -> Stages:
     """W loses lr^2 * decay of itself (modded-nanogpt; with decay / peak rate in place
     of decay, AdamC, arXiv 2506.02285)."""
-    if not isinstance(weight_decay, (int, float)) or weight_decay != 0:
-        _checks.check_scalar("weight_decay", weight_decay, low=0.0)
-        weight_decay = _product(weight_decay, learning_rate)
-    return _decoupled(learning_rate, weight_decay, **how)
+    return _decoupled(learning_rate, times(weight_decay, learning_rate), **how)
 
 
-def _product(
-    one: _checks.ScalarOrSchedule, other: _checks.ScalarOrSchedule
+def times(
+    weight_decay: _checks.ScalarOrSchedule, learning_rate: _checks.ScalarOrSchedule
 ) -> _checks.ScalarOrSchedule:
-    if callable(one) or callable(other):
-        return lambda count: at_count(one, count) * at_count(other, count)
-    return one * other
+    """Weight decay times learning rate: a schedule if one of them is, 0 stays 0."""
+    _checks.check_scalar("weight_decay", weight_decay, low=0.0)
+    if isinstance(weight_decay, (int, float)) and weight_decay == 0:
+        return weight_decay
+    if callable(weight_decay) or callable(learning_rate):
+        return lambda count: (
+            at_count(weight_decay, count) * at_count(learning_rate, count)
+        )
+    return weight_decay * learning_rate
 
 
 DECAY_FORMS: Mapping[str, Callable[..., Stages]] = MappingProxyType(

@@ -56,8 +56,8 @@ def scale_by_dion2(
       decay: of what was selected, in [0, 1).
       momentum_dtype, orthogonalizer, matrix_axes, sharding: as in `scale_by_muon`.
         Where the shorter side is sharded, every device selects that fraction of its
-        own slices, so that nothing else has to move: the selection then depends on the
-        mesh. Elsewhere it does not.
+        own slices, one at least, so that nothing else has to move: the selection then
+        depends on the mesh. Elsewhere it does not.
 
     Returns:
       A transformation whose state is a `MuonState`. Updates have the dtype and shape of
@@ -81,7 +81,8 @@ def scale_by_dion2(
     if not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
         raise ValueError(
             f"fraction={fraction!r} must be a number in (0, 1]: it decides the shapes "
-            "that are compiled."
+            "that are compiled. Name it in static_args of optax.inject_hyperparams, "
+            "which makes arrays of numbers."
         )
     _checks.check_coefficient("decay", decay)
     stored_dtype = _checks.float_dtype("momentum_dtype", momentum_dtype)
@@ -216,7 +217,7 @@ def _view_of(shape: Sequence[int], view: PlacedView, axis: int) -> PlacedView:
     placement = view.placement
     axes = axes_of(placement.columns if axis == 2 else placement.rows)
     length = shape[axis]
-    factors: Side = (Factor(axes, length),) if axes or length > 1 else ()
+    factors: Side = (Factor(axes, length),) if axes or length != 1 else ()
     if axis == 2:
         placement = dataclasses.replace(placement, columns=factors)
     else:

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_muon._casts import at_least_float32
-from optax_muon._placement import placed_views
 from optax_muon._resolution import MatrixAxesLike
 from optax_muon._sharding import ShardingLike
-from optax_muon._statistics import seen_whole
+from optax_muon._statistics import matrices_of
 
 
 def scale_by_dual_norm(
@@ -58,20 +57,18 @@ def scale_by_dual_norm(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> Any:
-        placed_views(params, matrix_axes, sharding, "scale_by_dual_norm")
+        matrices_of(params, matrix_axes, sharding, "scale_by_dual_norm")
         return inner.init(params)
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        layout, views = placed_views(
-            updates, matrix_axes, sharding, "scale_by_dual_norm"
-        )
+        _, every = matrices_of(updates, matrix_axes, sharding, "scale_by_dual_norm")
         steps, state = inner.update(updates, state, params, **extra_args)
         leaves, treedef = jax.tree.flatten(steps)
         scaled = []
         for before, after, matrices in zip(
-            jax.tree.leaves(updates), leaves, seen_whole(layout, views), strict=True
+            jax.tree.leaves(updates), leaves, every, strict=True
         ):
             wide = at_least_float32(after.dtype)
             x, o = jnp.asarray(before, wide), after.astype(wide)

@@ -1,5 +1,6 @@
 """Hyperball: steps that leave the Frobenius norm of every matrix as it began."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +14,11 @@ from optax_muon import _checks
 from optax_muon._alike import check_alike
 from optax_muon._casts import widen
 from optax_muon._matrix_axes import path_names
-from optax_muon._placement import placed_views
+from optax_muon._norms import nonzero
 from optax_muon._resolution import MatrixAxesLike
 from optax_muon._serialization import register_state
 from optax_muon._sharding import ShardingLike
-from optax_muon._statistics import Matrices, seen_whole
+from optax_muon._statistics import Matrices, matrices_of
 from optax_muon._trace import at_count
 
 
@@ -51,7 +52,8 @@ def step_on_hyperball(
 
     It takes the place of scale by shape, weight decay and learning rate. The rate is
     about the angle, in radians, that W turns by in a step: U's own norm, and so any
-    scale by shape, does not matter. Nothing may follow it in a chain but QK-clip.
+    scale by shape, does not matter. It sees directions of ascent: in a chain, no
+    learning rate may come before it, and nothing behind it but `qk_clip`.
 
     Args:
       learning_rate: a float, a scalar array, or a schedule of the step; dimensionless.
@@ -64,8 +66,9 @@ def step_on_hyperball(
 
     Raises:
       ValueError: at init, matrices of zeros, all of them by name: they have no sphere.
-        (Under jit this error comes when the program runs.) No params in `update`;
-        leaves that are no matrices; gradients unlike the state.
+        (Under jit that is a `jax.errors.JaxRuntimeError` from a callback of the running
+        program, which `jax.export` cannot serialize; such matrices stay zero.) No
+        params in `update`; leaves that are no matrices; gradients unlike the state.
 
     >>> tx, w = step_on_hyperball(1.0), jnp.array([[3.0], [0.0]])
     >>> update, _ = tx.update(jnp.array([[0.0], [7.0]]), tx.init(w), w)
@@ -77,13 +80,17 @@ def step_on_hyperball(
     name = "step_on_hyperball"
 
     def init(params: Any) -> Any:
-        layout, views = placed_views(params, matrix_axes, sharding, name)
+        layout, every = matrices_of(params, matrix_axes, sharding, name)
         leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
         radii = [
-            matrices.norm(widen(leaf)) if leaf.size else jnp.zeros_like(leaf)
-            for leaf, matrices in zip(leaves, seen_whole(layout, views), strict=True)
+            matrices.norm(widen(leaf))
+            if leaf.size
+            else jnp.zeros(_radius_shape(matrices, leaf))
+            for leaf, matrices in zip(leaves, every, strict=True)
         ]
         _check_radii(params, radii)
+        merged = [matrices.view.reduced_axes for matrices in every]
+        radii = layout.without(merged).constrain(radii)
         return HyperballState(
             count=jnp.zeros([], jnp.int32), radius=jax.tree.unflatten(treedef, radii)
         )
@@ -95,16 +102,18 @@ def step_on_hyperball(
                 "update(updates, state, params)."
             )
         check_alike(name, updates, params)
-        layout, views = placed_views(params, matrix_axes, sharding, name)
+        _, every = matrices_of(params, matrix_axes, sharding, name)
         rate = at_count(learning_rate, state.count)
         leaves, treedef = jax.tree.flatten(params)
+        shapes = [_radius_shape(m, w) for m, w in zip(every, leaves, strict=True)]
+        check_alike(name, updates, state.radius, shapes)
         steps = [
             _step(jnp.asarray(w), jnp.asarray(u), widen(radius), rate, matrices)
             for w, u, radius, matrices in zip(
                 leaves,
                 jax.tree.leaves(updates),
                 jax.tree.leaves(state.radius),
-                seen_whole(layout, views),
+                every,
                 strict=True,
             )
         ]
@@ -126,9 +135,13 @@ def _step(
         return w
     before, u = widen(w), widen(u)
     length = matrices.norm(u)
-    after = before - rate * radius * (u / jnp.where(length == 0, 1, length))
-    after = after * (radius / matrices.norm(after))
+    after = before - rate * radius * (u / nonzero(length))
+    after = after * (radius / nonzero(matrices.norm(after)))
     return (after - before).astype(w.dtype)
+
+
+def _radius_shape(matrices: Matrices, leaf: jax.Array) -> tuple[int, ...]:
+    return dataclasses.replace(matrices.view, shape=jnp.shape(leaf)).norms_shape
 
 
 def _check_radii(params: Any, radii: Sequence[jax.Array]) -> None:

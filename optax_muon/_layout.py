@@ -88,6 +88,14 @@ class Layout:
 
         return list(map(place, leaves, self.specs))
 
+    def without(self, merged: Sequence[tuple[int, ...]]) -> "Layout":
+        """That of statistics of the leaves, which have length 1 along merged axes."""
+        specs = tuple(
+            tuple(() if axis in gone else axes for axis, axes in enumerate(spec))
+            for spec, gone in zip(self.specs, merged, strict=True)
+        )
+        return dataclasses.replace(self, specs=specs)
+
 
 def check_same(transformation: str, tree: Any, new: Layout, stored: Layout) -> None:
     """Raise unless gradients lie on the mesh as the stored momentum does.

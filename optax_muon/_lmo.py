@@ -7,16 +7,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_muon import _checks
 from optax_muon._functions import OrthogonalizerLike
-from optax_muon._matrix_axes import MatrixAxes, Path, UndecidedLeafError
+from optax_muon._matrix_axes import MatrixAxes, Path, UndecidedLeafError, path_names
 from optax_muon._norms import nonzero
 from optax_muon._orthogonalize import orthogonalize_updates
 from optax_muon._orthogonalizers import NewtonSchulz
 from optax_muon._placement import whole_leaves
-from optax_muon._resolution import as_rule, matrix_routes
+from optax_muon._resolution import as_rule
 from optax_muon._routing import Rule, flax_matrix_axes, flax_role
 from optax_muon._scaling import scale_by_shape
 from optax_muon._sharding import ShardingLike
@@ -58,9 +59,10 @@ class NormBall(MatrixAxes):
 
     Attributes:
       norm: of a matrix W that takes inputs to outputs, and its step L(D), which has
-        norm 1 and the largest inner product with D (arXiv 2502.07529, tables 2 to 4):
-        "spectral", RMS to RMS: sqrt(out / in) polar(D), for hidden matrices;
-        "sign", 1 to inf: sign(D) / in, for output heads, and tied embeddings;
+        the largest inner product with D (arXiv 2502.07529, tables 2 to 4):
+        "spectral", RMS to RMS: sqrt(out / in) polar(D), for hidden matrices (the paper
+        divides a convolution's by k once more, for a window of k x k);
+        "sign", 1 to inf, over in: sign(D) / in, for output heads, and tied embeddings;
         "column", 1 to RMS: each input's outputs scaled to RMS 1, for one-hot inputs
         (embeddings [tokens, features]), and for biases as matrices of one input;
         "row", RMS to inf: each output neuron's inputs scaled to norm 1 / sqrt(in).
@@ -85,10 +87,11 @@ class NormBall(MatrixAxes):
         fan_out_parts: tuple[int, ...] = (),
     ) -> None:
         _checks.check_choice("norm", norm, NORMS)
-        if not isinstance(radius, (int, float)) or not 0 < radius < math.inf:
+        _checks.check_scalar("radius", radius)
+        if not isinstance(radius, (int, float, np.number)) or not radius > 0:
             raise ValueError(f"radius={radius!r} must be a positive number.")
         object.__setattr__(self, "norm", norm)
-        object.__setattr__(self, "radius", radius)
+        object.__setattr__(self, "radius", float(radius))
         axes = MatrixAxes(
             fan_in, fan_out, fan_in_parts=fan_in_parts, fan_out_parts=fan_out_parts
         )
@@ -123,11 +126,13 @@ def flax_norm_balls(
     (arXiv 2502.07529, recommendation 3.1).
 
     Args:
-      hidden, head: radii. 50 and 3000 are those of the authors' nanoGPT.
+      hidden, head: radii. 50 and 3000 are those of the authors' nanoGPT, whose
+        embedding is tied.
       embedding, vector: radii for which the paper has no figures: ours. Norm scales
         begin at 1, on the sphere of radius 1.
       tied: whether the embedding [tokens, features] is the head as well; it then takes
-        "sign" steps of the head's radius, features being its inputs.
+        "sign" steps of the head's radius, features being its inputs. Embeddings of
+        positions are not.
       inner: the rule for hidden matrices. For layers stacked by `nn.scan` wrap the
         result: `stacked("layers", inner=flax_norm_balls())`.
 
@@ -151,14 +156,11 @@ def flax_norm_balls(
         inputs = tuple(range(rank - 1))
         if role == "embedding" and tied:
             return NormBall("sign", head, fan_in=-1, fan_out=inputs)
-        if role == "embedding":
+        if role in ("embedding", "position"):
             return NormBall("column", embedding, fan_in=inputs, fan_out=-1)
         if role == "head" and rank == 2:
             return NormBall("sign", head, fan_in=0, fan_out=1)
-        raise UndecidedLeafError(
-            "no embedding, head or vector by its names; give norm_balls a rule that "
-            "returns a NormBall for it"
-        )
+        raise UndecidedLeafError("no embedding, head or vector by its names")
 
     return rule
 
@@ -192,11 +194,16 @@ def scale_by_lmo(
     [[ 1. -1.]
      [ 0.  1.]]
     """
+    if norm_balls is flax_norm_balls:
+        raise TypeError(
+            "norm_balls=flax_norm_balls makes rules; pass flax_norm_balls()."
+        )
     default = flax_norm_balls()
 
     def steps(updates: Any) -> Any:
         _, whole = whole_leaves(updates, sharding, "scale_by_lmo")
-        balls = _balls(as_rule(whole, norm_balls, default), whole)
+        rule = as_rule(whole, norm_balls, default, "norm_balls", NormBall)
+        balls = _balls(rule, whole)
         axes = jax.tree.map(lambda ball: ball.axes, balls)
         # Parts by name: partition orders them by it. None of them has a state.
         parts: dict[Hashable, optax.GradientTransformation] = {
@@ -224,14 +231,24 @@ def scale_by_lmo(
 
 def _balls(rule: Rule, tree: Any) -> Any:
     """A tree of `NormBall`, or one error for all leaves that have none."""
-
-    def axes(path: Path, leaf: Any) -> MatrixAxes:
-        ball = rule(path, leaf)
-        if not isinstance(ball, NormBall):
-            raise UndecidedLeafError(
-                f"every leaf needs a NormBall, but norm_balls gave {ball!r} for it"
-            )
-        return ball.axes
-
-    matrix_routes(tree, axes, "scale_by_lmo")
-    return jax.tree_util.tree_map_with_path(rule, tree)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    balls, failures = [], []
+    for path, leaf in flat:
+        try:
+            ball = rule(path, leaf)
+            if not isinstance(ball, NormBall):
+                raise UndecidedLeafError(f"norm_balls gave {ball!r}")
+            ball.axes.view(leaf.shape)
+            balls.append(ball)
+        except UndecidedLeafError as error:
+            name = "/".join(path_names(path)) or "(root)"
+            failures.append(f"  {name}  {leaf.shape} {leaf.dtype}: {error}")
+    if failures:
+        raise ValueError(
+            "scale_by_lmo needs a NormBall for every leaf, but has none for these:\n"
+            + "\n".join(failures)
+            + "\nPass norm_balls=, a rule (path, leaf) -> NormBall such as "
+            "optax_muon.flax_norm_balls() or optax_muon.stacked('layers', "
+            "inner=optax_muon.flax_norm_balls()), or a tree of NormBall."
+        )
+    return jax.tree.unflatten(treedef, balls)

@@ -174,7 +174,7 @@ class MatrixView:
     def merged_axes(self) -> tuple[int, ...]:
         """The axes that a statistic of output neurons has no need of: the fan-in's.
 
-        None if they have parts, each of which has neurons of its own.
+        But not if they have parts, each of which has neurons of its own.
         """
         return () if self.fan_in_parts else self.fan_in_axes
 
@@ -183,6 +183,23 @@ class MatrixView:
         """The leaf's shape with one entry for each output neuron of each matrix."""
         return tuple(
             1 if axis in self.merged_axes else size
+            for axis, size in enumerate(self.shape)
+        )
+
+    @property
+    def reduced_axes(self) -> tuple[int, ...]:
+        """The axes that a statistic of whole matrices has no need of: fan-in and fan-out.
+
+        But not those of a side with parts, each of which is a matrix of its own.
+        """
+        axes = self.fan_in_axes + self.fan_out_axes
+        return tuple(axis for axis in axes if axis not in self.parted_axes)
+
+    @property
+    def norms_shape(self) -> tuple[int, ...]:
+        """The leaf's shape with one entry for each matrix, repeated along its parts."""
+        return tuple(
+            1 if axis in self.reduced_axes else size
             for axis, size in enumerate(self.shape)
         )
 

@@ -12,11 +12,10 @@ from optax_muon import _checks
 from optax_muon._alike import check_alike
 from optax_muon._casts import at_least_float32, widen
 from optax_muon._matrix_axes import MatrixView
-from optax_muon._placement import placed_views
 from optax_muon._resolution import MatrixAxesLike
 from optax_muon._serialization import register_state
 from optax_muon._sharding import ShardingLike
-from optax_muon._statistics import Matrices, seen_whole
+from optax_muon._statistics import Matrices, matrices_of
 
 
 @register_state
@@ -26,7 +25,8 @@ class SecondMomentState:
 
     Attributes:
       second_moment: a tree like the parameters; of neurons, each fan-in axis has length
-        1 (where the fan-in has parts, values are repeated along each of them).
+        1 (where the fan-in has parts, values are repeated along each of them, which
+        takes as much memory as the momentum).
     """
 
     second_moment: Any
@@ -52,8 +52,8 @@ def normalize_neurons(
     Args:
       beta2: decay of the second moment, in [0, 1); 0 equalises the neurons' norms.
       matrix_axes: as in `scale_by_muon`; pass the same there and here.
-      sharding: likewise; it matters inside a user's own `jax.shard_map` alone, where
-        it tells over which mesh axes a matrix is to be summed.
+      sharding: likewise: second moments are laid out so, and inside a user's own
+        `jax.shard_map` it tells over which mesh axes a matrix is to be summed.
 
     Returns:
       A transformation whose state is a `SecondMomentState`, at least float32.
@@ -85,12 +85,9 @@ def normalize_entries(
       O <- O / sqrt(V), rescaled to the Frobenius norm that O had
 
     AdaMuon takes the sign of its momentum before the polar factor, the momentum's own
-    decay as beta2 (its code: 0.999), and gives steps entries of RMS 0.2:
-    `muon(momentum_form="heavy_ball", nesterov=False,
-    preconditioner=optax.scale_by_sign(), normalizer=optax.chain(normalize_entries(),
-    snap_frobenius()))`. V needs as much memory as the momentum. The rescaling takes
-    away what a bias correction would do, and since V holds this step's O^2, no epsilon
-    is needed.
+    decay as beta2 (its code: 0.999), and gives steps entries of RMS 0.2: see the
+    example. V needs as much memory as the momentum. The rescaling takes away what a bias
+    correction would do, and since V holds this step's O^2, no epsilon is needed.
 
     Args:
       beta2, matrix_axes, sharding: as in `normalize_neurons`.
@@ -106,6 +103,15 @@ def normalize_entries(
     >>> print(tx.update(o, tx.init(o))[0].round(3))  # still sqrt(50) long
     [[5. 0.]
      [5. 0.]]
+    >>> from optax_muon import muon, snap_frobenius
+    >>> adamuon = muon(
+    ...     6e-4,
+    ...     momentum_form="heavy_ball",
+    ...     nesterov=False,
+    ...     preconditioner=optax.scale_by_sign(),
+    ...     normalizer=optax.chain(normalize_entries(), snap_frobenius()),
+    ...     weight_decay=0.1,
+    ... )
     """
     return _normalizer("normalize_entries", beta2, False, matrix_axes, sharding)
 
@@ -119,33 +125,38 @@ def _normalizer(
 ) -> optax.GradientTransformation:
     _checks.check_coefficient("beta2", beta2)
 
+    def merged_axes(view: MatrixView) -> tuple[int, ...]:
+        return view.merged_axes if by_neuron else ()
+
     def shape_of_moment(view: MatrixView, shape: tuple[int, ...]) -> tuple[int, ...]:
         here = dataclasses.replace(view, shape=shape)
         return here.neurons_shape if by_neuron else shape
 
     def init(params: Any) -> Any:
-        _, views = placed_views(params, matrix_axes, sharding, name)
+        layout, every = matrices_of(params, matrix_axes, sharding, name)
         leaves, treedef = jax.tree.flatten(params)
+        merged = [merged_axes(matrices.view) for matrices in every]
         moments = [
-            # A sum of zeros, because it is sharded as the leaf is.
+            # A sum of zeros, which has the leaf's type on a mesh of Explicit axes.
             jnp.zeros_like(leaf, dtype=at_least_float32(leaf.dtype)).sum(
-                view.whole.merged_axes if by_neuron else (), keepdims=True
+                axes, keepdims=True
             )
-            for leaf, view in zip(leaves, views, strict=True)
+            for leaf, axes in zip(leaves, merged, strict=True)
         ]
+        moments = layout.without(merged).constrain(moments)
         return SecondMomentState(second_moment=jax.tree.unflatten(treedef, moments))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        layout, views = placed_views(updates, matrix_axes, sharding, name)
+        _, every = matrices_of(updates, matrix_axes, sharding, name)
         leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
         check_alike(
             name,
             updates,
             state.second_moment,
             [
-                shape_of_moment(view.whole, leaf.shape)
-                for leaf, view in zip(leaves, views, strict=True)
+                shape_of_moment(matrices.view, leaf.shape)
+                for leaf, matrices in zip(leaves, every, strict=True)
             ],
         )
         moments, moment_treedef = jax.tree.flatten(
@@ -153,9 +164,7 @@ def _normalizer(
         )
         new = [
             _normalize(leaf, moment, beta2, by_neuron, matrices)
-            for leaf, moment, matrices in zip(
-                leaves, moments, seen_whole(layout, views), strict=True
-            )
+            for leaf, moment, matrices in zip(leaves, moments, every, strict=True)
         ]
         return jax.tree.unflatten(treedef, [leaf for leaf, _ in new]), (
             SecondMomentState(

@@ -103,8 +103,18 @@ def snap_frobenius(
         )
     wanted = _of_a_polar_factor if norm is None else norm
 
+    def target(fan_in: int, fan_out: int) -> float:
+        value = wanted(fan_in, fan_out)
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"norm={norm!r} gave {value!r} for ({fan_in}, {fan_out}); it must be a "
+                "function (fan_in, fan_out) -> float."
+            ) from None
+
     def snapped(x: jax.Array, matrices: Matrices) -> jax.Array:
-        return x * (matrices.given(wanted) / nonzero(matrices.norm(x)))
+        return x * (matrices.given(target) / nonzero(matrices.norm(x)))
 
     return on_matrices("snap_frobenius", snapped, matrix_axes, sharding)
 

@@ -134,16 +134,19 @@ def placed_views(
     matrix_axes: MatrixAxesLike,
     sharding: ShardingLike,
     transformation: str,
+    *,
+    moves: bool = True,
 ) -> tuple[Layout, tuple[PlacedView, ...]]:
     """The layout of a tree of matrices, and each leaf's view and placement in it.
 
     Raises:
-      ValueError: as `matrix_routes` and `read_layout`; or lists the leaves that cannot
-        be moved as asked.
+      ValueError: as `matrix_routes` and `read_layout`; or, if shards are to be moved,
+        lists the leaves that cannot be as asked.
     """
     layout, whole = whole_leaves(tree, sharding, transformation)
     decided = matrix_routes(whole, matrix_axes, transformation)
-    return layout, place(decided, layout.specs, layout, transformation)
+    views = place(decided, layout.specs, layout, transformation, moves=moves)
+    return layout, views
 
 
 def place(
@@ -151,6 +154,8 @@ def place(
     specs: Sequence[Spec],
     layout: Layout,
     transformation: str,
+    *,
+    moves: bool = True,
 ) -> tuple[PlacedView, ...]:
     """Each matrix leaf's view and placement; arguments and errors as `placed_views`."""
     placed, failures = [], []
@@ -161,7 +166,7 @@ def place(
             _placement(route.view, spec, layout),
         )
         hindrance = _hindrance(view.placement, layout)
-        if hindrance is not None:
+        if moves and hindrance is not None:
             failures.append(f"  {route.path}  {route.shape} {spec}: {hindrance}")
         placed.append(view)
     if failures:

@@ -48,6 +48,20 @@ def preset(
 
         # What help() shows, and inject_hyperparams reads.
         vars(recipe)["__signature__"] = signature
+        recipe.__doc__ = _documented(function, base, without, defaults)
         return recipe
 
     return decorate
+
+
+def _documented(
+    function: Recipe, base: Recipe, without: tuple[str, ...], defaults: dict[str, Any]
+) -> str:
+    """The function's docstring, and what its signature has from `base`."""
+    doc = inspect.cleandoc(function.__doc__ or "")
+    values = ", ".join(f"{name}={value!r}" for name, value in defaults.items())
+    others = f" but for {', '.join(without)}" if without else ""
+    return (
+        f"{doc}\n\nAll other arguments, returns and errors are those of `{base.__name__}`"
+        f"{others}; other than there, by default {values}.\n"
+    )

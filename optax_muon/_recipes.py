@@ -13,7 +13,7 @@ from optax_muon._muon import scale_by_muon
 from optax_muon._orthogonalize import orthogonalize_updates
 from optax_muon._orthogonalizers import NewtonSchulz
 from optax_muon._resolution import MatrixAxesLike
-from optax_muon._route import route
+from optax_muon._route import check_part, routed
 from optax_muon._scaling import ScaleRule, scale_by_shape
 from optax_muon._sharding import ShardingLike
 from optax_muon._trace import accumulate_momentum
@@ -99,9 +99,13 @@ def muon(
       Loshchilov, Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101.
     """
     check_rates(learning_rate, adam_learning_rate, adam_b1, adam_b2, adam_eps)
+    if adam_weight_decay is not None:
+        _checks.check_scalar("adam_weight_decay", adam_weight_decay, low=0.0)
     _checks.check_choice("weight_decay_form", weight_decay_form, DECAY_FORMS)
-    check_part("normalizer", normalizer, "normalize_neurons()")
-    check_part("preconditioner", preconditioner, "equilibrate()")
+    if normalizer is not None:
+        check_part("normalizer", normalizer, "normalize_neurons()")
+    if preconditioner is not None:
+        check_part("preconditioner", preconditioner, "equilibrate()")
     matrices = optax.chain(
         polar_steps(
             preconditioner,
@@ -133,7 +137,7 @@ def muon(
         weight_decay_form=weight_decay_form,
         weight_decay_mask=weight_decay_mask,
     )
-    return route(matrices, others, matrix_axes=matrix_axes, sharding=sharding)
+    return routed("muon", matrices, others, matrix_axes, sharding)
 
 
 def adamw(
@@ -145,6 +149,7 @@ def adamw(
     dtype: Any = None,
     *,
     weight_decay_form: str = "decoupled",
+    cautious: bool = False,
     weight_decay_mask: Any = None,
 ) -> optax.GradientTransformation:
     """Plain AdamW for the leaves that are no matrices, arguments as `muon`'s."""
@@ -153,7 +158,11 @@ def adamw(
             b1, b2, eps, mu_dtype=_checks.float_dtype("adam_dtype", dtype)
         ),
         *decay_and_rate(
-            weight_decay_form, learning_rate, weight_decay, mask=weight_decay_mask
+            weight_decay_form,
+            learning_rate,
+            weight_decay,
+            cautious=cautious,
+            mask=weight_decay_mask,
         ),
     )
     return checked_against_moments(adam)
@@ -182,14 +191,6 @@ def polar_steps(
             orthogonalizer, matrix_axes=matrix_axes, sharding=sharding
         ),
     )
-
-
-def check_part(argument: str, part: Any, example: str) -> None:
-    if part is not None and not isinstance(part, optax.GradientTransformation):
-        raise TypeError(
-            f"{argument}={part!r} is no optax.GradientTransformation; pass one, "
-            f"such as optax_muon.{example}, or None."
-        )
 
 
 def check_rates(

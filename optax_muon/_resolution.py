@@ -157,35 +157,38 @@ def _undecided(failures: list[str], decided: list[Route]) -> str:
 
 
 def as_rule(
-    tree: Any, matrix_axes: MatrixAxesLike, default: Rule = flax_matrix_axes
+    tree: Any,
+    given: Any,
+    default: Rule = flax_matrix_axes,
+    argument: str = "matrix_axes",
+    kind: type[MatrixAxes] = MatrixAxes,
 ) -> Rule:
-    """The rule that a user's argument, a rule or a tree or None, stands for."""
-    if matrix_axes is None:
+    """The rule that a user's argument, a rule or a tree of `kind` or None, stands for.
+
+    Args:
+      tree: the parameters.
+      given: the argument.
+      default: what None stands for.
+      argument: its name, for messages.
+      kind: what its leaves are.
+    """
+    if given is None:
         return default
-    if isinstance(matrix_axes, type):
+    if isinstance(given, type):
         raise TypeError(
-            f"matrix_axes={matrix_axes!r} is a class; pass an instance, MatrixAxes()."
+            f"{argument}={given!r} is a class; pass an instance, {kind.__name__}()."
         )
-    if callable(matrix_axes):
-        return matrix_axes
-    return _rule_from_tree(tree, matrix_axes)
-
-
-def _rule_from_tree(tree: Any, axes_tree: Any) -> Rule:
-    """A rule that looks a leaf up in a tree of axes."""
+    if callable(given):
+        return given
     entry_of = entries_by_path(
-        "matrix_axes",
-        "MatrixAxes",
-        tree,
-        axes_tree,
-        lambda x: isinstance(x, MatrixAxes),
+        argument, kind.__name__, tree, given, lambda x: isinstance(x, kind)
     )
 
     def rule(path: Path, leaf: Any) -> MatrixAxes | None:
         del leaf
         entry = entry_of(path)
         if entry is MISSING:
-            raise UndecidedLeafError("the tree matrix_axes has no entry for it")
+            raise UndecidedLeafError(f"the tree {argument} has no entry for it")
         return entry
 
     return rule

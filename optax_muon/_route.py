@@ -1,5 +1,7 @@
 """Matrices to one transformation, all other leaves to another."""
 
+from typing import Any
+
 import optax
 
 from optax_muon._alike import checked_against_parameters
@@ -45,9 +47,31 @@ def route(
     >>> params = {"kernel": jnp.eye(2, 3), "bias": jnp.ones(3)}
     >>> updates, state = tx.update(params, tx.init(params), params)
     """
+    for argument, part in (("matrices", matrices), ("others", others)):
+        check_part(argument, part, "scale_by_muon()")
+    return routed("route", matrices, others, matrix_axes, sharding)
+
+
+def routed(
+    name: str,
+    matrices: optax.GradientTransformation,
+    others: optax.GradientTransformation,
+    matrix_axes: MatrixAxesLike,
+    sharding: ShardingLike,
+) -> optax.GradientTransformationExtraArgs:
+    """`route` for a recipe of that name, which messages give."""
     wide = float16_as_float32(optax.with_extra_args_support(others))
-    routed = optax.partition(
-        {MUON: matrices, ADAM: keep_sharding(wide, sharding, "muon")},
-        lambda tree: labels(whole_leaves(tree, sharding, "muon")[1], matrix_axes),
+    parts = optax.partition(
+        {MUON: matrices, ADAM: keep_sharding(wide, sharding, name)},
+        lambda tree: labels(whole_leaves(tree, sharding, name)[1], matrix_axes),
     )
-    return in_parameters_dtype(checked_against_parameters("muon", routed))
+    return in_parameters_dtype(checked_against_parameters(name, parts))
+
+
+def check_part(argument: str, part: Any, example: str) -> None:
+    """Raise unless `part` is a transformation, such as `example`."""
+    if not isinstance(part, optax.GradientTransformation):
+        raise TypeError(
+            f"{argument}={part!r} is no optax.GradientTransformation; pass one, "
+            f"such as optax_muon.{example}."
+        )

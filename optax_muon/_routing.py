@@ -1,4 +1,4 @@
-"""Rules: which leaf is a matrix, by its name and rank, and their combinators.
+"""Rules: which leaf is a matrix, by its names and rank, and their combinators.
 
 A rule is a function (path, leaf) -> MatrixAxes | None: the matrix axes of a leaf that
 Muon takes, None for a leaf that goes to AdamW. A rule that cannot tell raises
@@ -28,6 +28,7 @@ Rule = Callable[[Path, Any], MatrixAxes | None]
 _EMBEDDING = {"emb", "embed", "embeds", "embedding", "embeddings", "embedder"}
 _EMBEDDING |= {"posemb", "wte", "wpe"}
 _POSITION_PARAMETER = {"pos", "position", "positions", "positional"}
+_POSITION = _POSITION_PARAMETER | {"posemb", "wpe"}
 _VECTOR_PARAMETER = {"bias", "scale", "gamma", "beta"}
 _HEAD = {"logit", "logits", "logitdense", "unembed", "unembedding", "vocab"}
 _HEAD_AT_THE_END = {"head", "heads", "classifier", "readout"}  # but not `head_norm`
@@ -49,13 +50,14 @@ def _parameter_and_owner(path: Path) -> tuple[str, str]:
 
 
 def flax_role(path: Path) -> str | None:
-    """What a leaf's names say it is: "vector", "embedding", "head", or None."""
+    """What names say a leaf is: "vector", "embedding", "position", "head", or None."""
     names = _parameter_and_owner(path)
     parameter, owner = map(_words, names)
     if _VECTOR_PARAMETER & set(parameter):
         return "vector"
-    if (_POSITION_PARAMETER | _EMBEDDING) & set(parameter) or _EMBEDDING & set(owner):
-        return "embedding"
+    words = set(parameter + owner)
+    if _EMBEDDING & words or _POSITION_PARAMETER & set(parameter):
+        return "position" if _POSITION & words else "embedding"
     if _HEAD & set(owner) or _HEAD_AT_THE_END & set(owner[-1:]):
         return "head"
     return None
@@ -191,7 +193,8 @@ def fused(
         biases, stay there.
 
     Returns:
-      A rule, to be passed as `matrix_axes`, or as `inner` of another.
+      A rule, to be passed as `matrix_axes`, or as `inner` of another. Parts of a chain
+      that take `matrix_axes`, such as `normalize_neurons`, must all be told the same.
 
     >>> import optax_muon
     >>> shape = jax.ShapeDtypeStruct((64, 128), "float32")
@@ -209,8 +212,8 @@ def fused(
         axes = inner(path, leaf)
         if not whole.search("/".join(path_names(path))):
             return axes
-        if not isinstance(axes, MatrixAxes):
-            return axes  # None; anything else is refused where rules are called
+        if not isinstance(axes, MatrixAxes) or not getattr(axes, side):
+            return axes  # for AdamW; a bias, which has no inputs to be parted
         return dataclasses.replace(axes, **{f"{side}_parts": lengths})
 
     return rule

@@ -94,12 +94,11 @@ class Matrices:
         x = reduced(x, tuple(axis for axis in axes if axis not in parted))
         if not parted:
             return x
-        numbers = self._part_numbers()
-        result = jnp.zeros_like(x)
-        for part in range(len(self.view.parts)):
-            of_part = reduced(jnp.where(numbers == part, x, 0), parted)
-            result = jnp.where(numbers == part, of_part, result)
-        return result
+        # A last axis for the parts. No product with zeros, which would spread NaN.
+        parts = jnp.arange(len(self.view.parts))
+        belongs = self._part_numbers()[..., None] == parts
+        of_parts = reduced(jnp.where(belongs, x[..., None], 0), parted)
+        return jnp.where(belongs, of_parts, 0).sum(-1)
 
     def _part_numbers(self) -> jax.Array:
         """Which part an entry belongs to, of length 1 along all other axes."""
@@ -118,9 +117,19 @@ class Matrices:
         return local
 
 
-def seen_whole(layout: Layout, views: Sequence[PlacedView]) -> list[Matrices]:
-    """Those of each leaf where leaves are whole but for a user's own shard_map."""
-    return list(_matrices(views, layout, map(layout.entered, range(len(views)))))
+def matrices_of(
+    tree: Any, matrix_axes: MatrixAxesLike, sharding: ShardingLike, name: str
+) -> tuple[Layout, list[Matrices]]:
+    """Those of each leaf of a tree, which is whole but for a user's own shard_map.
+
+    Args:
+      tree: arrays, or anything with shape and dtype.
+      matrix_axes, sharding: the user's arguments.
+      name: of the transformation, for messages.
+    """
+    layout, views = placed_views(tree, matrix_axes, sharding, name, moves=False)
+    entered = map(layout.entered, range(len(views)))
+    return layout, list(_matrices(views, layout, entered))
 
 
 def seen_on_shards(layout: Layout, views: Sequence[PlacedView]) -> list[Matrices]:
@@ -153,12 +162,12 @@ def on_matrices(
     """
 
     def init(params: Any) -> Any:
-        placed_views(params, matrix_axes, sharding, name)
+        matrices_of(params, matrix_axes, sharding, name)
         return optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        layout, views = placed_views(updates, matrix_axes, sharding, name)
+        _, every = matrices_of(updates, matrix_axes, sharding, name)
         leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
         new = [
             function(leaf.astype(at_least_float32(leaf.dtype)), matrices).astype(
@@ -166,7 +175,7 @@ def on_matrices(
             )
             if leaf.size
             else leaf
-            for leaf, matrices in zip(leaves, seen_whole(layout, views), strict=True)
+            for leaf, matrices in zip(leaves, every, strict=True)
         ]
         return jax.tree.unflatten(treedef, new), state
 

@@ -89,6 +89,19 @@ def _dion2_chain(learning_rate, decay=0.95):
     )
 
 
+def _soap_chain(learning_rate, momentum=0.95):
+    polar = optax.stateless(
+        lambda updates, _: jax.tree.map(optax_muon.orthogonalize, updates)
+    )
+    return optax.chain(
+        # One-sided, for on the longer sides rounding chooses the basis of null spaces;
+        # the last of three steps sees a basis that QR has followed.
+        optax_muon.scale_by_soap(momentum, frequency=1, one_sided=True),
+        polar,
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
 RECIPES = {
     "muon": Recipe(optax_muon.muon, {"learning_rate": 1e-2}),
     "muon_cautious_neurons": Recipe(
@@ -158,6 +171,9 @@ RECIPES = {
     "scale_by_muon": Recipe(_muon_chain, {"learning_rate": 2e-2}, matrices),
     "scale_by_shampoo": Recipe(
         _shampoo_chain, {"learning_rate": 1e-2}, matrices, has_muon_state=False
+    ),
+    "scale_by_soap": Recipe(
+        _soap_chain, {"learning_rate": 1e-2}, matrices, has_muon_state=False
     ),
     "scale_by_shampoo_one_step": Recipe(
         _shampoo_chain,

@@ -1,0 +1,314 @@
+"""Published optimizers that are other chains of parts, with their authors' values."""
+
+from typing import Any
+
+import optax
+
+from optax_muon import _checks
+from optax_muon._alike import checked_against_parameters
+from optax_muon._casts import in_parameters_dtype
+from optax_muon._decay import DECAY_FORMS, add_weight_decay, decay_and_rate, times
+from optax_muon._functions import OrthogonalizerLike
+from optax_muon._hyperball import step_on_hyperball
+from optax_muon._lmo import scale_by_lmo
+from optax_muon._normalize import normalize_neurons
+from optax_muon._norms import snap_frobenius
+from optax_muon._orthogonalize import orthogonalize_updates
+from optax_muon._orthogonalizers import NewtonSchulz
+from optax_muon._presets import preset
+from optax_muon._recipes import adamw, check_rates, muon, polar_steps
+from optax_muon._route import check_part, routed
+from optax_muon._scaling import scale_by_shape
+from optax_muon._sharding import ShardingLike
+from optax_muon._soap import scale_by_soap
+from optax_muon._trace import accumulate_momentum
+
+_KELLER_JORDAN = NewtonSchulz("keller_jordan")
+
+
+@preset(
+    muon,
+    without=(
+        "scale",
+        "weight_decay",
+        "cautious",
+        "weight_decay_mask",
+        "weight_decay_form",
+        "adam_weight_decay",
+    ),
+    learning_rate=0.02,
+    momentum_form="heavy_ball",
+    orthogonalizer=_KELLER_JORDAN,
+    adam_learning_rate=8e-3,
+    adam_b2=0.98,
+    adam_eps=1e-15,
+)
+def muon_hyperball(
+    *,
+    learning_rate: _checks.ScalarOrSchedule,
+    orthogonalizer: OrthogonalizerLike,
+    normalizer: optax.GradientTransformation | None,
+    preconditioner: optax.GradientTransformation | None,
+    matrix_axes: Any,
+    sharding: ShardingLike,
+    adam_learning_rate: _checks.ScalarOrSchedule,
+    adam_b1: _checks.Scalar,
+    adam_b2: _checks.Scalar,
+    adam_eps: _checks.Scalar,
+    adam_dtype: Any,
+    **momentum: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """MuonH: Muon on the sphere of each matrix's initial norm (arXiv 2606.16899).
+
+    The rate is about the angle by which a matrix turns in a step, in radians; scale and
+    weight decay would have no effect on a sphere: see `step_on_hyperball`, also for the
+    error about matrices of zeros. The values are those of its authors' sweeps for 130M
+    parameters; they put the output head on a sphere as well, with Adam's directions,
+    where here it has plain Adam.
+
+    >>> tx = muon_hyperball(0.01)
+    """
+    check_rates(learning_rate, adam_learning_rate, adam_b1, adam_b2, adam_eps)
+    if normalizer is not None:
+        check_part("normalizer", normalizer, "normalize_neurons()")
+    if preconditioner is not None:
+        check_part("preconditioner", preconditioner, "equilibrate()")
+    matrices = optax.chain(
+        polar_steps(preconditioner, orthogonalizer, matrix_axes, sharding, **momentum),
+        optax.identity() if normalizer is None else normalizer,
+        step_on_hyperball(learning_rate, matrix_axes=matrix_axes, sharding=sharding),
+    )
+    others = adamw(
+        learning_rate if adam_learning_rate is None else adam_learning_rate,
+        adam_b1,
+        adam_b2,
+        adam_eps,
+        dtype=adam_dtype,
+    )
+    return routed("muon_hyperball", matrices, others, matrix_axes, sharding)
+
+
+def scion(
+    learning_rate: _checks.ScalarOrSchedule = 3.6e-4,
+    *,
+    momentum: _checks.ScalarOrSchedule = 0.9,
+    momentum_dtype: Any = None,
+    norm_balls: Any = None,
+    constrained: bool = True,
+    orthogonalizer: OrthogonalizerLike = _KELLER_JORDAN,
+    sharding: ShardingLike = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Scion: a norm ball for every leaf, and no Adam (arXiv 2502.07529, algorithm 3).
+
+      M <- mu M + (1 - mu) G
+      W <- (1 - learning_rate) W - learning_rate radius L(M)      (constrained)
+      W <- W - learning_rate radius L(M)                          (unconstrained)
+
+    Args:
+      learning_rate: a float, a scalar array, or a schedule. Rate, momentum and the
+        radii for a tied embedding, `flax_norm_balls(tied=True)`, are its nanoGPT's.
+      momentum: mu, 1 - alpha of the paper.
+      momentum_dtype: as in `scale_by_muon`.
+      norm_balls: norms and radii, as in `scale_by_lmo`; None for `flax_norm_balls()`.
+      constrained: whether weights stay in the balls, if they begin there.
+      orthogonalizer, sharding: as in `scale_by_muon`.
+
+    Returns:
+      The transformation. If constrained, its `update` needs params.
+
+    Raises:
+      ValueError, TypeError: bad arguments; at init, leaves that have no norm ball.
+
+    >>> from optax_muon import flax_norm_balls
+    >>> tx = scion(norm_balls=flax_norm_balls(tied=True))
+
+    References:
+      Pethick et al., Training Deep Learning Models with Norm-Constrained LMOs,
+      arXiv 2502.07529, 2025.
+    """
+    _checks.check_scalar("learning_rate", learning_rate)
+    _checks.check_bool("constrained", constrained)
+    chain = optax.with_extra_args_support(
+        optax.chain(
+            accumulate_momentum(
+                momentum,
+                nesterov=False,
+                momentum_dtype=momentum_dtype,
+                sharding=sharding,
+            ),
+            scale_by_lmo(norm_balls, orthogonalizer=orthogonalizer, sharding=sharding),
+            add_weight_decay(1.0 if constrained else 0.0),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+    return in_parameters_dtype(checked_against_parameters("scion", chain))
+
+
+@preset(
+    muon,
+    without=("momentum", "normalizer", "scale", "weight_decay_form"),
+    learning_rate=0.023,
+    orthogonalizer=NewtonSchulz("polar_express_modded"),
+    weight_decay=1.2,
+    cautious=True,
+    adam_learning_rate=8e-3,
+    adam_b1=0.5,
+    adam_eps=1e-10,
+    adam_weight_decay=0.75,
+)
+def speedrun(
+    learning_rate: _checks.ScalarOrSchedule,
+    orthogonalizer: OrthogonalizerLike,
+    preconditioner: optax.GradientTransformation | None,
+    weight_decay: _checks.ScalarOrSchedule,
+    cautious: bool,
+    weight_decay_mask: Any,
+    matrix_axes: Any,
+    sharding: ShardingLike,
+    adam_learning_rate: _checks.ScalarOrSchedule | None,
+    adam_b1: _checks.Scalar,
+    adam_b2: _checks.Scalar,
+    adam_eps: _checks.Scalar,
+    adam_weight_decay: _checks.ScalarOrSchedule | None,
+    adam_dtype: Any,
+    *,
+    total_steps: int | None = None,
+    beta2: float = 0.9,
+    **momentum: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of modded-nanogpt's track 1, as of its record of 2026-04-09.
+
+    NorMuon with cautious decay: W loses decay * learning_rate^2 of itself, times the
+    scale sqrt(max(1, out/in)). Momentum grows from 0.85 to 0.95 in 300 steps and, if
+    `total_steps` tells which they are, falls back in the last 50. AdamW has the values
+    of its embedding and head, and decays by its own rate squared, cautiously as well.
+    The record further doubles the rate of MLP outputs, gives each group of vectors its
+    own values, and updates them every other step.
+
+    Args:
+      total_steps: of the training, at least 350; None for no fall of the momentum.
+      beta2: as in `normalize_neurons`.
+
+    >>> tx = speedrun(total_steps=5000)
+    """
+    check_rates(learning_rate, adam_learning_rate, adam_b1, adam_b2, adam_eps)
+    where = {"matrix_axes": matrix_axes, "sharding": sharding}
+    decays = {"cautious": cautious, "mask": weight_decay_mask}
+    if preconditioner is not None:
+        check_part("preconditioner", preconditioner, "equilibrate()")
+    matrices = optax.chain(
+        polar_steps(
+            preconditioner,
+            orthogonalizer,
+            **where,
+            momentum=_speedrun_momentum(total_steps),
+            **momentum,
+        ),
+        normalize_neurons(beta2, **where),
+        # Before the scale: the decay has it, too.
+        add_weight_decay(times(weight_decay, learning_rate), **decays),
+        scale_by_shape("width", **where),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    others = adamw(
+        learning_rate if adam_learning_rate is None else adam_learning_rate,
+        adam_b1,
+        adam_b2,
+        adam_eps,
+        weight_decay if adam_weight_decay is None else adam_weight_decay,
+        adam_dtype,
+        weight_decay_form="lr_squared",
+        cautious=cautious,
+        weight_decay_mask=weight_decay_mask,
+    )
+    return routed("speedrun", matrices, others, matrix_axes, sharding)
+
+
+def _speedrun_momentum(total_steps: int | None) -> optax.Schedule:
+    rise = optax.linear_schedule(0.85, 0.95, 300)
+    if total_steps is None:
+        return rise
+    if not isinstance(total_steps, int) or total_steps < 350:
+        raise ValueError(
+            f"total_steps={total_steps!r} must be an int of at least 350: 300 steps in "
+            "which momentum grows, and 50 in which it falls; or None for no fall. Name "
+            "it in static_args of optax.inject_hyperparams, which makes arrays of it."
+        )
+    fall = optax.linear_schedule(0.95, 0.85, 50)
+    return optax.join_schedules([rise, fall], [total_steps - 50])
+
+
+# Ten of K. Jordan's steps and two cubic ones: the authors' v1 and v2.
+_SOAP_ROWS = ((3.4445, -4.7750, 2.0315),) * 10 + ((1.5, -0.5, 0.0),) * 2
+
+
+@preset(
+    muon,
+    without=("momentum_form", "preconditioner", "normalizer", "scale"),
+    learning_rate=0.02,
+    orthogonalizer=NewtonSchulz(_SOAP_ROWS),
+    adam_learning_rate=4e-3,
+)
+def soap_muon(
+    learning_rate: _checks.ScalarOrSchedule,
+    orthogonalizer: OrthogonalizerLike,
+    weight_decay: _checks.ScalarOrSchedule,
+    cautious: bool,
+    weight_decay_mask: Any,
+    weight_decay_form: str,
+    matrix_axes: Any,
+    sharding: ShardingLike,
+    adam_learning_rate: _checks.ScalarOrSchedule | None,
+    adam_b1: _checks.Scalar,
+    adam_b2: _checks.Scalar,
+    adam_eps: _checks.Scalar,
+    adam_weight_decay: _checks.ScalarOrSchedule | None,
+    adam_dtype: Any,
+    *,
+    beta2: _checks.Scalar = 0.98,
+    frequency: int = 40,
+    one_sided: bool = True,
+    **momentum: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """SOAP-Muon: momentum in Shampoo's eigenbasis, then its polar factor.
+
+    Vyas, Zhao, Morwani, Kwun, Kakade, Improving SOAP using Iterative Whitening and
+    Muon, 2025. The values are those of the authors' experiments on nanoGPT
+    (github.com/nikhilvyas/SOAP_MUON, v2), whose further square root of the entries'
+    size is left out; every matrix steps by sqrt(min(in, out)) sqrt(max(1, out / in)) in
+    Frobenius norm.
+
+    Args:
+      beta2, frequency, one_sided: as in `scale_by_soap`, which `momentum`, `nesterov`
+        and `momentum_dtype` go to as well.
+
+    >>> tx = soap_muon(frequency=10)
+    """
+    check_rates(learning_rate, adam_learning_rate, adam_b1, adam_b2, adam_eps)
+    _checks.check_choice("weight_decay_form", weight_decay_form, DECAY_FORMS)
+    where = {"matrix_axes": matrix_axes, "sharding": sharding}
+    decay = {"mask": weight_decay_mask, "cautious": cautious}
+    matrices = optax.chain(
+        scale_by_soap(
+            beta2=beta2,
+            frequency=frequency,
+            one_sided=one_sided,
+            **momentum,
+            **where,
+        ),
+        orthogonalize_updates(orthogonalizer, **where),
+        snap_frobenius(**where),
+        scale_by_shape("width", **where),
+        *decay_and_rate(weight_decay_form, learning_rate, weight_decay, **decay),
+    )
+    others = adamw(
+        learning_rate if adam_learning_rate is None else adam_learning_rate,
+        adam_b1,
+        adam_b2,
+        adam_eps,
+        weight_decay if adam_weight_decay is None else adam_weight_decay,
+        adam_dtype,
+        weight_decay_form=weight_decay_form,
+        weight_decay_mask=weight_decay_mask,
+    )
+    return routed("soap_muon", matrices, others, matrix_axes, sharding)
