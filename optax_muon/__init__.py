@@ -34,6 +34,8 @@ from optax_muon._attention import (
 )
 from optax_muon._choice import Choice as Choice
 from optax_muon._coefficients import COEFFICIENTS as COEFFICIENTS
+from optax_muon._convert import from_optax_state as from_optax_state
+from optax_muon._convert import to_optax_state as to_optax_state
 from optax_muon._decay import (
     add_independent_weight_decay as add_independent_weight_decay,
 )
@@ -41,6 +43,7 @@ from optax_muon._decay import add_weight_decay as add_weight_decay
 from optax_muon._dion2 import scale_by_dion2 as scale_by_dion2
 from optax_muon._dual_norm import scale_by_dual_norm as scale_by_dual_norm
 from optax_muon._hyperball import step_on_hyperball as step_on_hyperball
+from optax_muon._like_optax import like_optax as like_optax
 from optax_muon._lmo import NormBall as NormBall
 from optax_muon._lmo import flax_norm_balls as flax_norm_balls
 from optax_muon._lmo import scale_by_lmo as scale_by_lmo
@@ -67,7 +70,6 @@ from optax_muon._published import moonlight as moonlight
 from optax_muon._published import muon_clip as muon_clip
 from optax_muon._published import normuon as normuon
 from optax_muon._published_chains import muon_hyperball as muon_hyperball
-from optax_muon._published_chains import scion as scion
 from optax_muon._published_chains import soap_muon as soap_muon
 from optax_muon._published_chains import speedrun as speedrun
 from optax_muon._qk_clip import clip_qk as clip_qk
@@ -81,6 +83,7 @@ from optax_muon._routing import flax_matrix_axes as flax_matrix_axes
 from optax_muon._routing import fused as fused
 from optax_muon._routing import stacked as stacked
 from optax_muon._scaling import scale_by_shape as scale_by_shape
+from optax_muon._scion import scion as scion
 from optax_muon._shampoo import scale_by_shampoo as scale_by_shampoo
 from optax_muon._sharding import KeepOut as KeepOut
 from optax_muon._shardings_of import shardings_of as shardings_of

@@ -63,7 +63,7 @@ def choose(
 ) -> Choice:
     """The cheaper form by FLOPs of those that are safe, unless `method` names one."""
     n, m = sorted(shape[-2:])
-    in_halves = platform == "cpu" and n >= _HALVES_FROM
+    in_halves = products_of_direct(n, platform) is halves
     if restarts is None:
         restarts = safe_restarts(rows, dtype)
     direct = direct_flops(n, m, len(rows), _HALVES_SHARE if in_halves else 1.0)
@@ -84,6 +84,11 @@ def choose(
         flops=gram if method == GRAM else direct,
         reason=reason,
     )
+
+
+def products_of_direct(n: int, platform: str) -> ModuleType:
+    """The products of the direct form on n x m matrices, n <= m."""
+    return halves if platform == "cpu" and n >= _HALVES_FROM else xla
 
 
 def gram_hazard(rows: tuple[Row, ...], dtype: np.dtype) -> str | None:

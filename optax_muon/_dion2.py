@@ -110,10 +110,10 @@ def scale_by_dion2(
             gradients,
             traces,
             decay,
+            configuration,
             layout=layout,
             views=views,
             fraction=fraction,
-            orthogonalizer=configuration,
         )
         return jax.tree.unflatten(treedef, steps), MuonState(
             count=optax.safe_increment(state.count),
@@ -123,22 +123,25 @@ def scale_by_dion2(
     return optax.GradientTransformation(init, update)
 
 
-@partial(jax.jit, static_argnames=("layout", "views", "fraction", "orthogonalizer"))
+@partial(jax.jit, static_argnames=("layout", "views", "fraction"))
 def _step(
     gradients: list[jax.Array],
     traces: list[jax.Array],
     decay: jax.typing.ArrayLike,
+    orthogonalizer: Orthogonalizer,
     *,
     layout: Layout,
     views: tuple[PlacedView, ...],
     fraction: float,
-    orthogonalizer: Orthogonalizer,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The step and the new trace of every leaf."""
 
     def on_one_device(
-        gradients: list[jax.Array], traces: list[jax.Array], decay: jax.Array
+        gradients: list[jax.Array],
+        traces: list[jax.Array],
+        rest: tuple[jax.Array, Orthogonalizer],
     ) -> tuple[list[jax.Array], list[jax.Array]]:
+        decay, orthogonalizer = rest
         sums = [_sum(g, m) for g, m in zip(gradients, traces, strict=True)]
         chosen = [
             _select(as_matrices(m, view.local), view, fraction)
@@ -158,9 +161,8 @@ def _step(
             new.append(from_matrices(kept, view.local).astype(trace.dtype))
         return steps, new
 
-    return layout.on_shards(
-        on_one_device, gradients, traces, rest=jnp.asarray(decay, float)
-    )
+    rest = jnp.asarray(decay, float), orthogonalizer
+    return layout.on_shards(on_one_device, gradients, traces, rest=rest)
 
 
 def _sum(gradient: jax.Array, trace: jax.Array) -> jax.Array:

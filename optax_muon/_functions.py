@@ -2,8 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,11 @@ OrthogonalizerLike = Orthogonalizer | Callable[[jax.Array], jax.Array]
 class UserFunction(Orthogonalizer):
     """A user's own function from [..., m, n] to [..., m, n]."""
 
-    either_orientation: ClassVar[bool] = False  # it may tell fan-in from fan-out
-
     function: Callable[[jax.Array], jax.Array]
+
+    @property
+    def either_orientation(self) -> bool:
+        return False  # it may tell fan-in from fan-out
 
     def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
         result = self.function(x)
@@ -52,7 +53,7 @@ def as_orthogonalizer(orthogonalizer: Any) -> Orthogonalizer:
     return UserFunction(orthogonalizer)
 
 
-@partial(jax.jit, static_argnums=1)  # so that calls outside jit compile once
+@jax.jit  # so that calls outside jit compile once
 def polar(
     x: Float[Array, "*batch m n"], orthogonalizer: Orthogonalizer
 ) -> Float[Array, "*batch m n"]:

@@ -1,6 +1,7 @@
 """Loops over a stack: one matrix at a time, or as many as fit under a cap."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 from jax import lax
@@ -45,6 +46,20 @@ def in_chunks(
     if rest:
         stack = step(chunks * at_once, rest, stack)
     return stack.reshape(x.shape)
+
+
+def looped(
+    run: Callable[[str, jax.Array], jax.Array], x: Float[Array, "*batch m n"]
+) -> Float[Array, "*batch m n"]:
+    """`run(platform, matrices)` of a stack, as many at a time as suits the platform.
+
+    It is asked on "cpu" and on "gpu", as whose equal a TPU counts.
+    """
+    return lax.platform_dependent(
+        x,
+        cpu=lambda x: one_by_one(partial(run, "cpu"), x),
+        default=lambda x: in_chunks(partial(run, "gpu"), x),
+    )
 
 
 def one_by_one(

@@ -188,7 +188,7 @@ class MatrixView:
 
     @property
     def reduced_axes(self) -> tuple[int, ...]:
-        """The axes that a statistic of whole matrices has no need of: fan-in and fan-out.
+        """The axes that a statistic of matrices has no need of: fan-in and fan-out.
 
         But not those of a side with parts, each of which is a matrix of its own.
         """

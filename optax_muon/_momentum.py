@@ -1,48 +1,99 @@
 """Momentum: how a gradient enters the trace, and the direction that leaves it.
 
-With a constant coefficient both forms give the same direction up to a factor, which
-orthogonalization removes; the traces they store differ, and so do directions while mu
-changes.
+With a constant coefficient "ema" and "heavy_ball" give the same direction up to a
+factor, which orthogonalization removes; the traces they store differ, and so do
+directions while mu changes. "ema_debiased" stores the trace of "ema"; its Nesterov
+directions weigh the gradient less in the first steps.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 from optax_muon._casts import at_least_float32
 
+# The form whose weights depend on the step: mu^t asks for one mu at all steps.
+DEBIASED = "ema_debiased"
+
 Leaf = Float[Array, "..."]
 Scalar = Float[Array, ""]
-Weights = tuple[Scalar, Scalar]
+Count = Int[Array, ""]
 
 
-def _ema(mu: Scalar) -> Weights:
-    """mu trace + (1 - mu) g: torch's lerp, K. Jordan's muon.py, 2024."""
-    return mu, 1 - mu
+class Weights(NamedTuple):
+    """What traces and gradient are multiplied by in a step.
+
+    Attributes:
+      trace, gradient: in the new trace M <- trace M + gradient G. With a weakly typed
+        `trace`, that product has the dtype that M is stored in, by JAX's promotion.
+      ahead: of the new trace and of G, in the direction that looks ahead (Nesterov).
+      plain: of the new trace, in the direction that does not.
+    """
+
+    trace: Scalar
+    gradient: Scalar
+    ahead: tuple[Scalar, Scalar]
+    plain: Scalar
 
 
-def _heavy_ball(mu: Scalar) -> Weights:
-    """mu trace + g: Polyak's form, torch.optim.SGD."""
-    return mu, jnp.ones_like(mu)
+def _ema(mu: Scalar, rest: Scalar, step: Count) -> Weights:
+    """mu M + (1 - mu) G: torch's lerp, K. Jordan's muon.py, 2024."""
+    del step
+    return Weights(mu, rest, (mu, rest), jnp.ones_like(mu))
 
 
-MOMENTUM_FORMS: Mapping[str, Callable[[Scalar], Weights]] = MappingProxyType(
-    {"ema": _ema, "heavy_ball": _heavy_ball}
+def _heavy_ball(mu: Scalar, rest: Scalar, step: Count) -> Weights:
+    """mu M + G: Polyak's form, torch.optim.SGD."""
+    del rest, step
+    one = jnp.ones_like(mu)
+    return Weights(mu, one, (mu, one), one)
+
+
+def _ema_debiased(mu: Scalar, rest: Scalar, step: Count) -> Weights:
+    """M / (1 - mu^t), from zero an average of the gradients so far (Adam).
+
+    Looking ahead, M counts as that of step t + 1, as optax.contrib.muon has it: NAdam
+    (Dozat, Incorporating Nesterov Momentum into Adam, 2016) with a constant mu.
+    """
+    next_step = jnp.asarray(optax.safe_increment(step))
+    now, ahead = (1 - mu ** t.astype(mu.dtype) for t in (step, next_step))
+    return Weights(mu, rest, (mu / ahead, rest / now), 1 / now)
+
+
+MOMENTUM_FORMS: Mapping[str, Callable[[Scalar, Scalar, Count], Weights]] = (
+    MappingProxyType({"ema": _ema, "heavy_ball": _heavy_ball, DEBIASED: _ema_debiased})
 )
 
 
-def momentum_weights(mu: jax.typing.ArrayLike, form: str) -> Weights:
-    """What trace and gradient are multiplied by in a sum, at the step's mu in [0, 1).
+def momentum_weights(
+    mu: jax.typing.ArrayLike,
+    rest: jax.typing.ArrayLike,
+    form: str,
+    step: jax.typing.ArrayLike,
+) -> Weights:
+    """The weights of a step.
 
     Args:
-      mu: the momentum coefficient.
+      mu: the momentum coefficient, in [0, 1).
+      rest: 1 - mu, taken before mu was rounded: of 0.999 in float32 it is off by 1e-5.
       form: a key of `MOMENTUM_FORMS`.
+      step: int32, the number of this step, from 1.
     """
-    return MOMENTUM_FORMS[form](jnp.asarray(mu, float))
+    weights = MOMENTUM_FORMS[form](
+        jnp.asarray(mu, float), jnp.asarray(rest, float), jnp.asarray(step)
+    )
+    if form == DEBIASED:
+        # As optax multiplies its trace by a Python number: in bfloat16, 0.95 is 0.949.
+        weights = weights._replace(trace=jnp.asarray(1.0 * mu))
+    return weights
 
 
 @partial(jax.jit, static_argnames="nesterov")  # so that equal leaves are traced once
@@ -54,7 +105,7 @@ def accumulate(
     Args:
       gradient: the new gradient, in the parameter's shape.
       trace: the stored momentum.
-      weights: of trace and gradient.
+      weights: of this step.
       nesterov: look ahead: blend the gradient into the new trace once more.
 
     Returns:
@@ -63,8 +114,20 @@ def accumulate(
     """
     stored = trace.dtype
     wide = at_least_float32(jnp.promote_types(gradient.dtype, stored))
-    of_trace, of_gradient = (weight.astype(wide) for weight in weights)
-    gradient = of_gradient * gradient.astype(wide)
-    trace = of_trace * trace.astype(wide) + gradient
-    direction = of_trace * trace + gradient if nesterov else trace
-    return trace.astype(stored), direction
+    kept = stored if jax.typeof(weights.trace).weak_type else wide
+    remains = _rounded(weights.trace, kept) * trace.astype(kept)
+    weights = jax.tree.map(lambda weight: weight.astype(wide), weights)
+    gradient = gradient.astype(wide)
+    trace = remains.astype(wide) + weights.gradient * gradient
+    if nesterov:
+        of_trace, of_gradient = weights.ahead
+        return trace.astype(stored), of_trace * trace + of_gradient * gradient
+    return trace.astype(stored), weights.plain * trace
+
+
+def _rounded(weight: Scalar, dtype: np.dtype) -> Scalar:
+    """`weight` in `dtype`; XLA would undo a mere cast where its result is widened."""
+    low = jnp.finfo(dtype)
+    if low.bits < jnp.finfo(weight.dtype).bits:
+        weight = lax.reduce_precision(weight, low.nexp, low.nmant)
+    return weight.astype(dtype)

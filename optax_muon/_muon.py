@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optax_muon import _checks
@@ -47,12 +48,18 @@ def scale_by_muon(
       D = mu M + (1 - mu) G if nesterov else M       (heavy ball: mu M + G)
       update = scale(fan_in, fan_out) polar(D)
 
+    "ema_debiased" has the M of "ema", and in step t, from 1,
+
+      D = mu M / (1 - mu^(t + 1)) + (1 - mu) G / (1 - mu^t)     (plain: M / (1 - mu^t))
+
     The sign is the gradient's: chain with `optax.scale_by_learning_rate`.
 
     Args:
       momentum: mu in [0, 1): a float, a scalar array, or a schedule of the step.
       nesterov: whether D looks one gradient ahead.
-      momentum_form: "ema" or "heavy_ball".
+      momentum_form: "ema", "heavy_ball", or "ema_debiased", which needs one mu for all
+        steps, and rounds a Python number to the trace's dtype before it multiplies the
+        trace by it, as optax does.
       momentum_dtype: dtype of the stored trace; None keeps each parameter's own. The
         arithmetic is at least float32.
       orthogonalizer: `NewtonSchulz(...)`, `Svd()`, `Qdwh()`, or a function from
@@ -110,22 +117,25 @@ def scale_by_muon(
         check_same_layout("scale_by_muon", updates, layout, state, sharding)
         gradients, treedef = jax.tree.flatten(updates)
         traces, trace_treedef = jax.tree.flatten(state.momentum)
+        mu = at_count(momentum, state.count)
+        count = optax.safe_increment(state.count)
         steps, traces = _step(
             gradients,
             traces,
-            at_count(momentum, state.count),
+            (mu, 1 - mu),
+            count,
+            configuration,
             layout=layout,
             views=views,
             form=momentum_form,
             nesterov=nesterov,
-            orthogonalizer=configuration,
             factors=tuple(
                 tuple(scale_factor(scale_rule, *fans) for fans in v.whole.fans_of_parts)
                 for v in views
             ),
         )
         return jax.tree.unflatten(treedef, steps), MuonState(
-            count=optax.safe_increment(state.count),
+            count=count,
             momentum=jax.tree.unflatten(trace_treedef, traces),
         )
 
@@ -134,39 +144,37 @@ def scale_by_muon(
 
 # Compiled at module level, so that optimizers of one configuration share a program:
 # optax.inject_hyperparams builds a new one at every step.
-@partial(
-    jax.jit,
-    static_argnames=(
-        "layout",
-        "views",
-        "form",
-        "nesterov",
-        "orthogonalizer",
-        "factors",
-    ),
-)
+@partial(jax.jit, static_argnames=("layout", "views", "form", "nesterov", "factors"))
 def _step(
     gradients: list[jax.Array],
     traces: list[jax.Array],
-    mu: jax.typing.ArrayLike,
+    mu_and_rest: tuple[jax.typing.ArrayLike, jax.typing.ArrayLike],
+    count: jax.Array,
+    orthogonalizer: Orthogonalizer,
     *,
     layout: Layout,
     views: tuple[PlacedView, ...],
     form: str,
     nesterov: bool,
-    orthogonalizer: Orthogonalizer,
     factors: tuple[tuple[float, ...], ...],
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The step and the new trace of every leaf."""
 
     def on_one_device(
-        gradients: list[jax.Array], traces: list[jax.Array], weights: Weights
+        gradients: list[jax.Array],
+        traces: list[jax.Array],
+        rest: tuple[Weights, Orthogonalizer],
     ) -> tuple[list[jax.Array], list[jax.Array]]:
+        weights, orthogonalizer = rest
         new = [
             accumulate(g, m, weights, nesterov=nesterov)
             for g, m in zip(gradients, traces, strict=True)
         ]
-        polar = polar_factors([d for _, d in new], views, orthogonalizer)
+        directions = [
+            d.astype(orthogonalizer.input_dtype(jnp.promote_types(g.dtype, m.dtype)))
+            for g, m, (_, d) in zip(gradients, traces, new, strict=True)
+        ]
+        polar = polar_factors(directions, views, orthogonalizer)
         steps = [
             (p if set(each) == {1} else matrices.each(each) * p).astype(g.dtype)
             for each, matrices, p, g in zip(
@@ -175,5 +183,7 @@ def _step(
         ]
         return steps, [trace for trace, _ in new]
 
-    weights = momentum_weights(mu, form)
-    return layout.on_shards(on_one_device, gradients, traces, rest=weights)
+    weights = momentum_weights(*mu_and_rest, form, count)
+    return layout.on_shards(
+        on_one_device, gradients, traces, rest=(weights, orthogonalizer)
+    )

@@ -59,7 +59,7 @@ def _power_of_two_scaled(
 
 def direct(
     x: Float[Array, "*batch n m"],
-    rows: tuple[Row, ...],
+    rows: tuple[Row, ...] | Float[Array, "steps 3"],
     dtype: jnp.dtype,
     products: ModuleType,
 ) -> Float[Array, "*batch n m"]:
@@ -203,7 +203,9 @@ def _cycle(
     return scalar, q
 
 
-def _table(rows: tuple[Row, ...], dtype: jnp.dtype) -> Float[Array, "steps 3"]:
+def _table(
+    rows: tuple[Row, ...] | Float[Array, "steps 3"], dtype: jnp.dtype
+) -> Float[Array, "steps 3"]:
     return jnp.asarray(rows, at_least_float32(dtype)).reshape(-1, 3)
 
 

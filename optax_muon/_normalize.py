@@ -86,8 +86,8 @@ def normalize_entries(
 
     AdaMuon takes the sign of its momentum before the polar factor, the momentum's own
     decay as beta2 (its code: 0.999), and gives steps entries of RMS 0.2: see the
-    example. V needs as much memory as the momentum. The rescaling takes away what a bias
-    correction would do, and since V holds this step's O^2, no epsilon is needed.
+    example. V needs as much memory as the momentum. The rescaling takes away what a
+    bias correction would do, and since V holds this step's O^2, no epsilon is needed.
 
     Args:
       beta2, matrix_axes, sharding: as in `normalize_neurons`.

@@ -119,7 +119,7 @@ def orthogonalize_updates(
     return optax.GradientTransformation(init, update)
 
 
-@partial(jax.jit, static_argnames=("layout", "views", "orthogonalizer"))
+@partial(jax.jit, static_argnames=("layout", "views"))
 def _polar_factors(
     leaves: list[jax.Array],
     *,
@@ -128,10 +128,9 @@ def _polar_factors(
     orthogonalizer: Orthogonalizer,
 ) -> list[jax.Array]:
     def on_one_device(
-        shards: list[jax.Array], nothing: tuple[()]
+        shards: list[jax.Array], orthogonalizer: Orthogonalizer
     ) -> tuple[list[jax.Array]]:
-        del nothing
         return (polar_factors(shards, views, orthogonalizer),)
 
-    [factors] = layout.on_shards(on_one_device, leaves, rest=())
+    [factors] = layout.on_shards(on_one_device, leaves, rest=orthogonalizer)
     return factors

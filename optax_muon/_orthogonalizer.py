@@ -1,11 +1,13 @@
 """What the pipeline asks of a way to orthogonalize."""
 
 import abc
-from typing import ClassVar
+from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from optax_muon._casts import at_least_float32
 from optax_muon._cost import Work
 from optax_muon._mesh_axes import Axes
 
@@ -16,12 +18,23 @@ _EXACT_FLOPS = 30
 class Orthogonalizer(abc.ABC):
     """How to find the polar factor U V^T of every matrix U S V^T in a stack.
 
-    Attributes:
-      either_orientation: whether rows and columns may trade places and be permuted, as
-        a polar factor lets them.
+    An instance is a pytree without arrays, so it selects the program that is compiled.
+    A class that holds numbers to be traced says `static=False`, and registers itself.
     """
 
-    either_orientation: ClassVar[bool] = True
+    def __init_subclass__(cls, static: bool = True, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if static:
+            jax.tree_util.register_static(cls)
+
+    @property
+    def either_orientation(self) -> bool:
+        """Whether rows and columns may trade places, as a polar factor lets them."""
+        return True
+
+    def input_dtype(self, dtype: np.dtype) -> np.dtype:
+        """The dtype that directions of leaves of `dtype` are to be rounded to."""
+        return at_least_float32(dtype)  # in which they are computed
 
     @abc.abstractmethod
     def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:

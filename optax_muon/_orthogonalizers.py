@@ -6,14 +6,11 @@ A configuration is frozen, hashable, picklable, and not callable, because
 
 import dataclasses
 import numbers
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float
 
 from optax_muon import _checks, _exact
@@ -30,7 +27,7 @@ from optax_muon._choice import (
 )
 from optax_muon._coefficients import as_table
 from optax_muon._cost import Work, gram_flops
-from optax_muon._loops import in_chunks, one_by_one
+from optax_muon._loops import looped
 from optax_muon._mesh_axes import Axes
 from optax_muon._newton_schulz import direct, gram, normalize
 from optax_muon._orthogonalizer import Orthogonalizer
@@ -160,14 +157,10 @@ restarts=None)
         )
 
     def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
-        def on(platform: str) -> Callable[[jax.Array], jax.Array]:
-            return partial(self._run, self.choice(x.shape, x.dtype, platform))
+        def run(platform: str, matrices: jax.Array) -> jax.Array:
+            return self._run(self.choice(x.shape, x.dtype, platform), matrices)
 
-        return lax.platform_dependent(
-            x,
-            cpu=lambda x: one_by_one(on("cpu"), x),
-            default=lambda x: in_chunks(on("gpu"), x),  # a TPU's choice is the same
-        )
+        return looped(run, x)
 
     def _operands(self, dtype: Any, platform: str) -> np.dtype:
         """The dtype of the products' operands."""

@@ -62,6 +62,6 @@ def _documented(
     values = ", ".join(f"{name}={value!r}" for name, value in defaults.items())
     others = f" but for {', '.join(without)}" if without else ""
     return (
-        f"{doc}\n\nAll other arguments, returns and errors are those of `{base.__name__}`"
-        f"{others}; other than there, by default {values}.\n"
+        f"{doc}\n\nAll other arguments, returns and errors are those of "
+        f"`{base.__name__}`{others}; other than there, by default {values}.\n"
     )

@@ -1,7 +1,8 @@
 """Published optimizers that are `muon` with their authors' values.
 
 What a source leaves open, or does beyond that, stands in the docstring, to which
-`preset` adds the defaults. Learning rates are those of the source: for its model sizes and batches.
+`preset` adds the defaults. Learning rates are those of the source: for its model sizes
+and batches.
 """
 
 import math
@@ -136,10 +137,11 @@ def muon_clip(
     qk_rule: QKRule | None = None,
     **arguments: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """MuonClip: Moonlight's Muon, then QK-clip (Kimi K2, arXiv 2507.20534, algorithm 1).
+    """MuonClip: Moonlight's Muon, then QK-clip (Kimi K2, arXiv 2507.20534, 2.1).
 
-    Its `update` needs params and `max_logits`, as that of `qk_clip`. The paper writes no
-    Nesterov term, and does not repeat Moonlight's other values. The rate is its peak.
+    Its `update` needs params and `max_logits`, as that of `qk_clip`. The paper writes
+    no Nesterov term, and does not repeat Moonlight's other values. The rate is its
+    peak.
 
     Args:
       tau, alpha: as in `qk_clip`.

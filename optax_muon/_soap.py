@@ -185,7 +185,7 @@ def _step(
     frequency: int,
 ) -> tuple[list[jax.Array], list[jax.Array], list[Statistics]]:
     """The step, the new trace and the new statistics of every leaf."""
-    weights = momentum_weights(mu, "ema")
+    weights = momentum_weights(mu, 1 - mu, "ema", count)
     new = [
         accumulate(g, m, weights, nesterov=nesterov)
         for g, m in zip(gradients, traces, strict=True)

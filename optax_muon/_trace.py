@@ -12,7 +12,7 @@ import optax
 from optax_muon import _checks
 from optax_muon._alike import check_alike
 from optax_muon._layout import Layout, check_same
-from optax_muon._momentum import MOMENTUM_FORMS, accumulate, momentum_weights
+from optax_muon._momentum import DEBIASED, MOMENTUM_FORMS, accumulate, momentum_weights
 from optax_muon._serialization import register_state
 from optax_muon._sharding import ShardingLike, read_layout
 
@@ -99,15 +99,18 @@ def accumulate_momentum(
         check_same_layout("accumulate_momentum", updates, layout, state, sharding)
         gradients, treedef = jax.tree.flatten(updates)
         traces, trace_treedef = jax.tree.flatten(state.momentum)
+        mu = at_count(momentum, state.count)
+        count = optax.safe_increment(state.count)
         directions, traces = _accumulate(
             gradients,
             traces,
-            at_count(momentum, state.count),
+            (mu, 1 - mu),
+            count,
             form=momentum_form,
             nesterov=nesterov,
         )
         return jax.tree.unflatten(treedef, directions), MuonState(
-            count=optax.safe_increment(state.count),
+            count=count,
             momentum=jax.tree.unflatten(trace_treedef, traces),
         )
 
@@ -118,12 +121,13 @@ def accumulate_momentum(
 def _accumulate(
     gradients: list[jax.Array],
     traces: list[jax.Array],
-    mu: jax.typing.ArrayLike,
+    mu_and_rest: tuple[jax.typing.ArrayLike, jax.typing.ArrayLike],
+    count: jax.Array,
     *,
     form: str,
     nesterov: bool,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    weights = momentum_weights(mu, form)
+    weights = momentum_weights(*mu_and_rest, form, count)
     new = [
         accumulate(g, m, weights, nesterov=nesterov)
         for g, m in zip(gradients, traces, strict=True)
@@ -138,6 +142,12 @@ def check_momentum(
     _checks.check_scalar("momentum", momentum, low=0.0, below=1.0)
     _checks.check_bool("nesterov", nesterov)
     _checks.check_choice("momentum_form", momentum_form, MOMENTUM_FORMS)
+    if momentum_form == DEBIASED and callable(momentum):
+        raise ValueError(
+            f"momentum={momentum!r} is a schedule, but momentum_form={DEBIASED!r} "
+            "divides by 1 - mu^t, which holds for one mu at all steps; pass a number, "
+            "or momentum_form='ema'."
+        )
 
 
 def at_count(value: _checks.ScalarOrSchedule, count: Any) -> Any:

@@ -90,14 +90,11 @@ def _dion2_chain(learning_rate, decay=0.95):
 
 
 def _soap_chain(learning_rate, momentum=0.95):
-    polar = optax.stateless(
-        lambda updates, _: jax.tree.map(optax_muon.orthogonalize, updates)
-    )
     return optax.chain(
         # One-sided, for on the longer sides rounding chooses the basis of null spaces;
         # the last of three steps sees a basis that QR has followed.
         optax_muon.scale_by_soap(momentum, frequency=1, one_sided=True),
-        polar,
+        optax_muon.orthogonalize_updates(),
         optax.scale_by_learning_rate(learning_rate),
     )
 
@@ -168,6 +165,10 @@ RECIPES = {
     "muon_hyperball": Recipe(optax_muon.muon_hyperball, {"learning_rate": 1e-2}),
     "scion": Recipe(optax_muon.scion, {"learning_rate": 1e-2}),
     "scale_by_dion2": Recipe(_dion2_chain, {"learning_rate": 1e-2}, matrices),
+    "like_optax": Recipe(
+        optax_muon.like_optax,
+        {"learning_rate": 1e-2, "adaptive": True, "weight_decay": 0.1},
+    ),
     "scale_by_muon": Recipe(_muon_chain, {"learning_rate": 2e-2}, matrices),
     "scale_by_shampoo": Recipe(
         _shampoo_chain, {"learning_rate": 1e-2}, matrices, has_muon_state=False

@@ -104,7 +104,7 @@ NEURONS = optax_muon.normalize_neurons()
         pytest.param(
             optax_muon.muon(1e-2).init(model()),
             optax_muon.muon(1e-2, normalizer=NEURONS).init(model()),
-            r"stored NeuronState has fields \[\], expected \['second_moment'\]",
+            r"stored SecondMomentState has fields \[\], expected \['second_moment'\]",
             id="without the normalizer",
         ),
         pytest.param(

@@ -110,6 +110,13 @@ class TestRule:
         params = {"qkv": {"bias": jnp.ones(16)}, "up": {"kernel": jnp.ones((6, 8))}}
         assert [leaf.parts for leaf in optax_muon.plan(params, rule).leaves] == [(), ()]
 
+    def test_balls_of_biases_have_no_inputs(self):
+        rule = fused("out", (8, 4), "fan_in", optax_muon.flax_norm_balls())
+        params = {"out": {"kernel": jnp.ones((12, 6)), "bias": jnp.ones(6)}}
+        tx = optax_muon.scale_by_lmo(rule)
+        steps, _ = tx.update(params, tx.init(params))
+        np.testing.assert_allclose(steps["out"]["bias"], 1)
+
     def test_parts_along_the_fan_in(self):
         rule = fused("out", (8, 4), "fan_in")
         plan = optax_muon.plan({"out": jnp.ones((12, 6))}, rule)

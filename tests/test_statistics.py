@@ -88,6 +88,26 @@ def close(found, expected):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.parametrize(
+    "name", ["normalize_neurons", "normalize_entries", "step_on_hyperball"]
+)
+def test_states_lie_as_parameters_do(name):
+    """Also where `init` is compiled, on a mesh for which the compiler chooses."""
+    mesh = mesh_of("fsdp4_tensor2", AxisType.Auto)
+    shardings = {key: NamedSharding(mesh, spec) for key, spec in SPECS.items()}
+    params = jax.device_put(draw(0), shardings)
+    tx = PARTS[name]({"matrix_axes": AXES, "sharding": shardings})
+    state = jax.jit(tx.init)(params)
+    statistics = state.radius if name == "step_on_hyperball" else state.second_moment
+    for key, leaf in statistics.items():
+        kept = [
+            axis if size > 1 else None
+            for axis, size in zip(SPECS[key], leaf.shape, strict=False)
+        ]
+        expected = NamedSharding(mesh, P(*kept))
+        assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), key
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_on_every_kind_of_mesh(name):
     make, trees = PARTS[name], [draw(seed) for seed in range(3)]

@@ -7,6 +7,7 @@ magnify what the Gram form rounds.
 """
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ LEAVES = {
     "layers": ((2, 5, 2, 3), MatrixAxes(1, (2, 3))),
     "per_head": ((6, 2, 3), MatrixAxes(0, 2)),
     "fused": ((4, 9), MatrixAxes(0, 1, fan_out_parts=(5, 2, 2))),
+    "outputs": ((9, 4), MatrixAxes(0, 1, fan_in_parts=(5, 4))),
 }
 AXES = {name: axes for name, (_, axes) in LEAVES.items()}
 
@@ -45,7 +47,8 @@ def matrices_of(leaf, axes):
     view = axes.view(leaf.shape)
     order = view.batch_axes + view.fan_in_axes + view.fan_out_axes
     stack = np.asarray(leaf).transpose(order).reshape(view.matrices)
-    parts = np.split(stack, np.cumsum(view.parts)[:-1], 2) if view.parts else [stack]
+    side = 1 if view.fan_in_parts else 2
+    parts = np.split(stack, np.cumsum(view.parts)[:-1], side) if view.parts else [stack]
     return [matrix for part in parts for matrix in part]
 
 
@@ -70,7 +73,8 @@ def assert_follows(tx, reference, leaves=LEAVES, atol=ATOL):
             columns,
             strict=True,
         ):
-            np.testing.assert_allclose(result, reference(w, of_matrix), atol=atol)
+            expected = reference(w, of_matrix)
+            np.testing.assert_allclose(result, expected, rtol=0, atol=atol)
 
 
 def muon(**arguments):
@@ -240,6 +244,7 @@ class TestScion:
                 radius=2.0,
                 fan_in=axes.fan_in,
                 fan_out=axes.fan_out,
+                fan_in_parts=axes.fan_in_parts,
                 fan_out_parts=axes.fan_out_parts,
             )
             for name, axes in AXES.items()
@@ -272,9 +277,11 @@ class TestScion:
 
     def test_a_tied_embedding_is_the_head(self):
         table = {"embed": {"embedding": jnp.ones((7, 4))}}
+        table["positions"] = {"embedding": jnp.ones((5, 4))}
         tx = optax_muon.scale_by_lmo(optax_muon.flax_norm_balls(tied=True))
         steps, _ = tx.update(table, tx.init(table))
         np.testing.assert_allclose(steps["embed"]["embedding"], 3000 / 4)
+        np.testing.assert_allclose(steps["positions"]["embedding"], 50)
 
     def test_stacked_layers(self):
         rule = optax_muon.stacked("layers", inner=optax_muon.flax_norm_balls())
@@ -294,8 +301,12 @@ class TestScion:
         params = {"conv": {"kernel": jnp.ones((3, 3, 1, 4))}, "x": jnp.ones((2, 3))}
         with pytest.raises(ValueError, match=r"(?s)conv/kernel.*no embedding, head"):
             optax_muon.scale_by_lmo().init(params)
-        with pytest.raises(ValueError, match=r"(?s)conv/kernel.*\n.*x.*gave None"):
+        with pytest.raises(ValueError, match=r"(?s)conv/kernel.*\n.*gave None.*balls"):
             optax_muon.scale_by_lmo(lambda path, leaf: None).init(params)
+        with pytest.raises(TypeError, match="flax_norm_balls makes rules"):
+            optax_muon.scale_by_lmo(optax_muon.flax_norm_balls)
+        with pytest.raises(TypeError, match="norm_balls holds leaves that are neither"):
+            optax_muon.scale_by_lmo({"conv": MatrixAxes(), "x": None}).init(params)
 
     def test_muon_does_not_take_a_ball_for_axes(self):
         with pytest.raises(TypeError, match="must return a MatrixAxes"):
@@ -310,7 +321,9 @@ class TestScion:
             NormBall(**arguments)
 
 
-SEPARATE = {name: leaf for name, leaf in LEAVES.items() if name != "fused"}
+SEPARATE = {
+    name: leaf for name, leaf in LEAVES.items() if name not in ("fused", "outputs")
+}
 
 
 class TestDion2:
@@ -339,6 +352,12 @@ class TestDion2:
         )
         expected = reference("muon", ema=False, nesterov=False)
         assert_follows(tx, expected, leaves)
+
+    def test_empty_leaves(self):
+        params = {"a": jnp.ones((0, 4)), "b": jnp.ones((4, 0)), "c": jnp.ones((4, 3))}
+        tx = optax_muon.scale_by_dion2()
+        update, _ = tx.update(params, tx.init(params))
+        assert [x.shape for x in jax.tree.leaves(update)] == [(0, 4), (4, 0), (4, 3)]
 
     def test_parts_are_refused_by_name(self):
         tx = optax_muon.scale_by_dion2(matrix_axes=AXES)
@@ -402,10 +421,30 @@ class TestHyperball:
         with pytest.raises((ValueError, RuntimeError), match="up/kernel: 1 of 2"):
             wait()
 
+    def test_a_state_for_other_axes_is_refused(self):
+        """One sphere for all heads, or one for each: they would broadcast."""
+        w = jnp.ones((6, 2, 3))
+        together = optax_muon.step_on_hyperball(LR, matrix_axes=MatrixAxes(0, (1, 2)))
+        each = optax_muon.step_on_hyperball(LR, matrix_axes=MatrixAxes(0, 2))
+        for one, other in ((together, each), (each, together)):
+            with pytest.raises(ValueError, match="step_on_hyperball got gradients"):
+                one.update(w, other.init(w), w)
+
     def test_params_are_needed(self):
         tx, w = optax_muon.step_on_hyperball(LR), jnp.ones((2, 3))
         with pytest.raises(ValueError, match="pass params"):
             tx.update(w, tx.init(w))
+
+
+class TestDegenerate:
+    def test_one_head_is_the_whole_matrix(self):
+        w = {"query": draw(0)["wide"][:, None]}
+        gradients = [{"query": draw(seed)["wide"][:, None]} for seed in range(1, 4)]
+        alone, merged = (
+            train(muon(matrix_axes=axes), w, gradients)
+            for axes in (MatrixAxes(0, 2), MatrixAxes(0, (1, 2)))
+        )
+        np.testing.assert_array_equal(alone["query"], merged["query"])
 
 
 class TestPublished:
@@ -444,6 +483,41 @@ class TestPublished:
         tx = getattr(optax_muon, name)(matrix_axes=AXES)
         assert_follows(tx, published, atol=1e-6)
 
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [
+            ("muon", (None, 0.9, 0.95, 1e-8, None)),
+            ("keller_jordan", (3e-4, 0.9, 0.95, 1e-10, None)),
+            ("moonlight", (None, 0.9, 0.95, 1e-8, None)),
+            ("normuon", (3e-4, 0.9, 0.95, 1e-10, None)),
+            ("deepseek_v4", (None, 0.9, 0.95, 1e-20, None)),
+            ("muon_clip", (None, 0.9, 0.95, 1e-8, None)),
+            ("muon_hyperball", (8e-3, 0.9, 0.98, 1e-15)),
+            ("soap_muon", (4e-3, 0.9, 0.95, 1e-8, None)),
+            ("speedrun", (8e-3, 0.5, 0.95, 1e-10, 0.75)),
+        ],
+    )
+    def test_adamws_values(self, name, values):
+        names = ("learning_rate", "b1", "b2", "eps", "weight_decay")[: len(values)]
+        parameters = inspect.signature(getattr(optax_muon, name)).parameters
+        assert [parameters[f"adam_{n}"].default for n in names] == list(values)
+
+    @pytest.mark.parametrize("name", ["keller_jordan", "muon_hyperball", "speedrun"])
+    def test_what_adamw_makes_of_them(self, name):
+        """Three steps of a bias, by AdamW's equations with the recipe's values."""
+        recipe = getattr(optax_muon, name)
+        given = {k: p.default for k, p in inspect.signature(recipe).parameters.items()}
+        lr, b1, b2 = (given[f"adam_{k}"] for k in ("learning_rate", "b1", "b2"))
+        decay = 0.75 * lr if name == "speedrun" else 0.0
+        w, m, v = np.array([1.0, -2.0, 3.0]), 0.0, 0.0
+        gradients = [np.array([0.1, 0.2, 0.3]), np.array([-0.3, 0.1, 1e-9])]
+        found = train(recipe(), {"bias": w}, [{"bias": g} for g in gradients])
+        for t, g in enumerate(gradients, 1):
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            u = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + given["adam_eps"])
+            w = w - lr * (u + decay * (u * w >= 0) * w)
+        np.testing.assert_allclose(found["bias"], w, rtol=0, atol=ATOL)
+
     def test_speedrun(self):
         """Momentum grows, decay is cautious and goes with the squared rate."""
 
@@ -459,7 +533,8 @@ class TestPublished:
                 n = o / np.sqrt(v)
                 n = n * np.linalg.norm(o) / np.linalg.norm(n)
                 keep = n * w >= 0
-                w = w - 0.023 * width * n - 1.2 * 0.023**2 * keep * w
+                rate = 0.023 * width
+                w = w - rate * n - keep * (1.2 * 0.023) * rate * w
             return w
 
         assert_follows(optax_muon.speedrun(matrix_axes=AXES), published, atol=1e-6)
