@@ -2,12 +2,14 @@
 
 The pipeline, in the order of the code:
 
-    gradient -> route (_routing, _resolution) -> momentum (_momentum)
+    gradient -> route (_route, _routing, _resolution)
+      -> momentum (_trace, _momentum; _soap) -> balance neurons (_norms)
       -> [ view as matrices (_placement) -> stack (_stacking)
-           -> move shards to owners (_exchange) -> polar factor (_functions)
-           -> move back (_exchange) -> unstack (_splitting)
-           -> normalize neurons (_normalize) -> scale by shape (_scaling) ]
-      -> decay (_decay) -> learning rate -> update
+           -> move shards to owners (_exchange) -> polar factor (_functions, _parts)
+           -> move back (_exchange) -> unstack (_splitting) ]
+      -> normalize (_normalize, _norms, _dual_norm) -> scale by shape (_scaling)
+      -> decay, learning rate (_decay), or a step on a sphere (_hyperball)
+      -> clip queries and keys (_qk_clip) -> update
 
 of shards, before anything is moved:
 
@@ -20,8 +22,9 @@ and of orthogonalization by Newton-Schulz:
       -> form for the shape (_choice, _cost, _rounding)
       -> iteration (_newton_schulz) -> _products
 
-`scale_by_muon` is the middle of it, `muon` the whole, `orthogonalize` the part from
-stack to unstack; `plan` shows the routing and `explain` what runs for a shape.
+`scale_by_muon` is the middle of it, `muon` the whole, `orthogonalize` the part in
+brackets; other whole optimizers are in `_published`, `_published_chains`, `_scion` and
+`_like_optax`. `plan` shows the routing and `explain` what runs for a shape.
 
 Convention: a matrix is [fan_in, fan_out], as Flax kernels are.
 """

@@ -201,7 +201,6 @@ class TestRules:
             ({"group": 0}, ValueError),
             ({"head_width": None}, ValueError),
         ],
-        ids=str,
     )
     def test_fields(self, fields, error):
         with pytest.raises(error, match="|".join(fields)):
@@ -223,7 +222,6 @@ class TestRules:
             ({"alpha": -0.5}, ValueError),
             ({"alpha": lambda count: 0.5}, TypeError),
         ],
-        ids=str,
     )
     def test_arguments(self, arguments, error):
         name = next(iter(arguments))

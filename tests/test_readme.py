@@ -38,8 +38,8 @@ RECIPES = re.findall(r"^\|.*\| `(.*)` \|$", section("Recipes"), flags=re.M)
 def test_recipes_run(recipe):
     names = {**vars(optax_muon), "optax": optax, "lr": 0.1, "adam_lr": 0.01}
     tx = eval(recipe, names)
-    params = {"kernel": jnp.eye(3, 4)}
-    updates, _ = tx.update(params, tx.init(params), params)
+    params, gradient = {"kernel": jnp.ones((3, 4))}, {"kernel": jnp.eye(3, 4)}
+    updates, _ = tx.update(gradient, tx.init(params), params)
     assert jnp.isfinite(updates["kernel"]).all()
     assert updates["kernel"][0, 0] < 0
 
