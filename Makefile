@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test test-peers test-slow test-tpu lint docs bench sweep compare requirements clean
+.PHONY: train test test-peers test-slow test-tpu lint docs bench sweep compare convergence requirements clean
 
 # Flags of the training program: make train ARGS="--data my_texts --out runs/mine"
 train: $(VENV)/installed
@@ -49,6 +49,11 @@ sweep: $(VENV)/installed
 
 compare: $(VENV)/installed
 	$(BIN)/python examples/gpt/compare.py $(ARGS)
+
+# Recipes and variants against each other, AdamW and peers: some hours, in any pieces
+# (ARGS="--budget-minutes 9"). Tables alone: ARGS=--table
+convergence: $(VENV)/installed
+	$(BIN)/python benchmarks/convergence.py $(ARGS)
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

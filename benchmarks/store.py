@@ -23,6 +23,11 @@ class Store:
       redo: begin a file anew that holds rows of other conditions.
     """
 
+    remedy = (
+        "Name another --out, such as runs/bench.json, or begin this file anew with "
+        "--redo, which drops its rows"
+    )
+
     def __init__(self, path: Path, header: dict, *, redo: bool = False):
         self._path = path
         self.document = json.loads(json.dumps(header)) | {"results": {}}
@@ -37,8 +42,7 @@ class Store:
                 "--out",
                 path.name,
                 "it was measured under another " + " and ".join(changed),
-                "Name another --out, such as runs/bench.json, or begin this file anew "
-                "with --redo, which drops its rows",
+                self.remedy,
             )
 
     def row(self, part: str, case: str) -> dict | None:
@@ -47,6 +51,9 @@ class Store:
     def put(self, part: str, case: str, row: dict) -> None:
         """Set a row, and write the whole file so that a crash cannot truncate it."""
         self.document["results"].setdefault(part, {})[case] = row
+        self._write()
+
+    def _write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         draft = self._path.with_suffix(".tmp")
         draft.write_text(text(self.document))

@@ -4,8 +4,7 @@
 
 Each optimizer starts from its `START`. From then on, the best trial that still has an
 untried neighbour (one hyperparameter a rung up or down its ladder) gets that neighbour
-tried. So the search climbs while it gets better, leaves no edge of a grid unlooked
-behind, and spends the same budget on every optimizer.
+tried (`climb`), and every optimizer has the same budget.
 
 Each trial lands in results/sweep.json as it ends, and the next call goes on from there.
 The best of each belongs in `recipes.TUNED`.
@@ -15,11 +14,11 @@ import argparse
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
+import climb
 import corpus
 import provenance
 import recipes
@@ -90,7 +89,9 @@ def search(
             tried = by_loss(records.rows, name)
             if len(tried) >= budget:
                 continue
-            settings = proposal(name, tried)
+            settings = climb.proposal(START[name], LADDERS, tried)
+            if settings is None:  # a budget that covers every rung
+                continue
             records.append(
                 {"optimizer": name, "settings": settings}
                 | measure(model, config, text, name, settings)
@@ -113,34 +114,7 @@ def measure(model, config, text, name, settings) -> dict:
 
 def by_loss(rows: list[dict], name: str) -> list[dict]:
     """The trials of one optimizer, best first, diverged ones last."""
-
-    def loss(row):
-        value = row["validation_loss"]
-        return math.inf if value is None else value
-
-    return sorted((row for row in rows if row["optimizer"] == name), key=loss)
-
-
-def proposal(name: str, tried: list[dict]) -> dict:
-    """What to try next, given the trials so far, best first."""
-    if not tried:
-        return START[name]
-    known = [row["settings"] for row in tried]
-    return next(
-        settings
-        for center in known
-        for settings in neighbours(center)
-        if settings not in known
-    )
-
-
-def neighbours(settings: dict) -> Iterator[dict]:
-    """The settings one rung away in one hyperparameter."""
-    for key, value in settings.items():
-        ladder = LADDERS[key]
-        for rung in (ladder.index(value) + 1, ladder.index(value) - 1):
-            if 0 <= rung < len(ladder):
-                yield settings | {key: ladder[rung]}
+    return climb.by_loss([row for row in rows if row["optimizer"] == name])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,111 @@
+"""A run: parameters from a seed, all steps, and the validation losses on the way."""
+
+import functools
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from contestants import Contestant, Rate
+from gpt_example import recipes
+from tasks import Task
+
+
+class State(NamedTuple):
+    """What one step hands to the next."""
+
+    params: Any
+    opt_state: optax.OptState
+
+
+def measure(
+    task: Task,
+    contestant: Contestant,
+    settings: Mapping[str, float],
+    seed: int,
+    every: int | None = None,
+) -> dict:
+    """One run, as a row of results.
+
+    Args:
+      settings: of the contestant.
+      seed: of the parameters and the batches.
+      every: steps between evaluations, a multiple of a chunk's; None: only at the end.
+
+    Returns:
+      settings, validation [[step, loss], ...], its last loss as validation_loss, which
+      is None for a run that diverged, and the seconds it all took.
+    """
+    start = time.perf_counter()
+    validation = list(train(task, contestant, settings, seed, every or task.steps))
+    finite = math.isfinite(validation[-1][1])
+    return {
+        "settings": dict(settings),
+        "validation_loss": validation[-1][1] if finite else None,
+        "validation": validation if finite else validation[:-1],
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def train(task, contestant, settings, seed, every):
+    """Yield (step, loss) of each evaluation; the first infinite loss is the last."""
+    begin, advance, evaluate = programs(task, contestant)
+    params = task.start(seed)
+    state = State(params, begin(params, settings))
+    for step, batches in task.chunks(seed):
+        state, losses = advance(state, settings, batches)
+        if not math.isfinite(losses[-1]):
+            yield step, math.inf
+            return
+        if step % every == 0 or step == task.steps:
+            loss = float(evaluate(state.params, task.validation))
+            yield step, loss if math.isfinite(loss) else math.inf
+
+
+@functools.cache
+def programs(task: Task, contestant: Contestant):
+    """To begin, to advance by a chunk of steps, and to evaluate: each compiled once."""
+
+    def optimizer(settings):
+        return contestant.build(settings, rates(task.steps))
+
+    def begin(params, settings):
+        return optimizer(settings).init(params)
+
+    def advance(state, settings, batches):
+        update = optimizer(settings).update
+
+        def step(state, batch):
+            loss, grads = jax.value_and_grad(task.loss)(state.params, batch)
+            updates, opt_state = update(grads, state.opt_state, state.params)
+            return State(optax.apply_updates(state.params, updates), opt_state), loss
+
+        return jax.lax.scan(step, state, batches)
+
+    return jax.jit(begin), jax.jit(advance, donate_argnums=0), evaluator(task)
+
+
+@functools.cache
+def evaluator(task: Task):
+    """The mean loss over the validation set, whoever trained."""
+
+    def evaluate(params, batches):
+        return jax.lax.map(functools.partial(task.loss, params), batches).mean()
+
+    return jax.jit(evaluate)
+
+
+def forget_programs() -> None:
+    """Free what was compiled: each task has its own programs."""
+    programs.cache_clear()
+    evaluator.cache_clear()
+    jax.clear_caches()
+
+
+def rates(steps: int) -> Rate:
+    """From a peak, the example's warm-up and half cosine."""
+    shape = recipes.schedule(1.0, steps)
+    return lambda peak: lambda count: peak * shape(count)

@@ -1,0 +1,85 @@
+"""What the runs of one task say: losses, paired differences, verdicts, and steps.
+
+Runs of one seed begin alike and see the same batches, so contestants are compared seed
+by seed, and what a seed does to all of them cancels.
+"""
+
+import dataclasses
+import math
+import statistics
+
+from ledger import SEEDS, key
+
+# Student's t with 4 degrees of freedom, two-sided 95 %: for the mean of 5 differences.
+T95 = {5: 2.776}
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """The mean over seeds of one contestant's final loss less another's.
+
+    Attributes:
+      mean: negative where the first is better.
+      margin: half the 95 % interval of the mean.
+    """
+
+    mean: float
+    margin: float
+
+    @property
+    def verdict(self) -> str:
+        if abs(self.mean) <= self.margin:
+            return "no difference"
+        return "helps" if self.mean < 0 else "worse"
+
+
+def runs(document: dict, task: str, name: str) -> list[dict]:
+    """The rows of all reported seeds, in order; none unless all are there."""
+    rows = document["results"].get("seeds", {})
+    found = [rows.get(key(task, name, seed)) for seed in SEEDS]
+    return [] if None in found else found
+
+
+def finals(document: dict, task: str, name: str) -> list[float]:
+    """The final loss of each seed, infinite where it diverged."""
+    return [
+        math.inf if row["validation_loss"] is None else row["validation_loss"]
+        for row in runs(document, task, name)
+    ]
+
+
+def difference(document: dict, task: str, name: str, other: str) -> Difference | None:
+    """Of a contestant from another; None without finite losses of both."""
+    mine, theirs = (finals(document, task, one) for one in (name, other))
+    if name == other or not mine or not theirs or math.inf in (*mine, *theirs):
+        return None
+    pairs = [a - b for a, b in zip(mine, theirs, strict=True)]
+    error = statistics.stdev(pairs) / math.sqrt(len(pairs))
+    return Difference(statistics.mean(pairs), T95[len(pairs)] * error)
+
+
+def steps_to_final(document: dict, task: str, name: str, rival: str) -> float | None:
+    """The median over seeds of the step where a run passes where its rival's ended.
+
+    Infinite where most runs never do; None without the runs of both.
+    """
+    mine, targets = runs(document, task, name), finals(document, task, rival)
+    if not mine or not targets:
+        return None
+    return statistics.median(
+        crossing(row["validation"], target)
+        for row, target in zip(mine, targets, strict=True)
+    )
+
+
+def crossing(validation: list[tuple[int, float]], target: float) -> float:
+    """The step at which the loss comes to the target, linear between evaluations."""
+    before = None
+    for step, loss in validation:
+        if loss <= target:
+            if before is None or before[1] <= loss:
+                return step
+            share = (before[1] - target) / (before[1] - loss)
+            return before[0] + share * (step - before[0])
+        before = step, loss
+    return math.inf

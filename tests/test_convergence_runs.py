@@ -1,0 +1,150 @@
+"""Runs of the comparison of optimizers: real ones, their times, and the figure."""
+
+import functools
+import json
+import sys
+import types
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from tests.convergence_small import SHAPE, forever, letters, small_task, stub
+
+pytestmark = pytest.mark.usefixtures("benchmark_modules")
+
+
+@pytest.fixture(scope="module")
+def task(benchmark_modules):
+    """A task of the first one's name that takes a moment."""
+    return small_task("gpt")
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """What is run from here on, instead of running it."""
+    import training
+
+    found = []
+    monkeypatch.setattr(training, "measure", stub(found))
+    return found
+
+
+def test_a_real_run_learns_repeats_itself_and_stops_when_it_diverges(task):
+    import field
+    import training
+
+    muon = field.competitors()["muon"]
+    row = training.measure(task, muon, muon.start, 0, 25)
+    assert [step for step, _ in row["validation"]] == [25, 50]
+    # Better than any byte, log 256, and no better than any letter.
+    assert np.log(26) < row["validation_loss"] == row["validation"][-1][1] < 4.5
+    at_the_end = training.measure(task, muon, muon.start, 0)
+    assert at_the_end["validation_loss"] == row["validation_loss"]
+    other = training.measure(task, muon, muon.start, 1)
+    assert other["validation_loss"] != row["validation_loss"]
+
+    wild = muon.start | {"rest_learning_rate": 1e38}
+    lost = training.measure(task, muon, wild, 0, 25)
+    assert lost["validation_loss"] is None
+    assert json.loads(json.dumps(lost, allow_nan=False))["validation"] == []
+
+
+def test_a_run_is_that_of_the_example(task):
+    import field
+    import training
+    from gpt_example import loop, model, recipes
+
+    start, shape = field.DEFAULT.start, model.GPTConfig(**SHAPE)
+    config = loop.TrainConfig(batch=2, steps=50, seed=3, evaluate_every=50)
+    optimizer = recipes.build("muon", start, config.steps)
+    _, history = loop.train(shape, config, letters(), optimizer, label="")
+    row = training.measure(task, field.DEFAULT, start, 3)
+    # Sums in another order: seen 2e-7 after these steps, times 100 for other machines.
+    assert row["validation_loss"] == pytest.approx(history.final, abs=2e-5)
+
+
+def test_all_that_compete_can_be_built_and_step(task):
+    import field
+    import training
+
+    for one in field.competitors().values():
+        begin, advance, _ = training.programs(task, one)
+        params = task.start(0)
+        state = training.State(params, begin(params, one.start))
+        batches = next(task.chunks(0))[1]
+        abstract = jax.eval_shape(advance, state, one.start, batches)[0]
+        assert jax.tree.structure(abstract) == jax.tree.structure(state)
+
+
+def test_rollfast_is_a_peer_where_it_is_installed(task, monkeypatch):
+    import machine
+    import rivals
+    import training
+
+    module = types.ModuleType("rollfast")
+    monkeypatch.setitem(sys.modules, "rollfast", module)
+    monkeypatch.setattr(machine, "version", lambda package: None)
+    assert "not installed" in rivals.absent()["rollfast"]
+    monkeypatch.setattr(machine, "version", lambda package: "0.2.1")
+    assert "0.2.1 has no Muon" in rivals.absent()["rollfast"]
+    # 1.3.0 has the names and arguments of optax.contrib.
+    module.muon = optax.contrib.muon
+    module.MuonDimensionNumbers = optax.contrib.MuonDimensionNumbers
+    assert rivals.absent() == {}
+    peer, params = rivals.rollfast_muon(), task.start(0)
+    expected = training.programs(task, rivals.CONTRIB)[0](params, peer.start)
+    found = training.programs(task, peer)[0](params, peer.start)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    assert "0.2.1" in peer.about
+
+
+def test_steps_are_timed_for_all_at_once(task, tmp_path, monkeypatch):
+    import field
+    import ledger
+    import steps
+
+    monkeypatch.setattr(steps, "ROUNDS", 3)
+    book = ledger.Ledger(tmp_path / "rows.json")
+    steps.time_steps(task, [field.DEFAULT], book, forever)
+    row = book.row("times", "gpt")
+    assert row["by_adamw"]["adamw"]["median"] == 1
+    for name in ("muon", "adamw"):
+        median = row["seconds"][name]["median"]
+        assert row["samples"][name][0] > 0
+        assert median == pytest.approx(np.median(row["samples"][name]), rel=1e-4)
+    by_adamw = np.divide(row["samples"]["muon"], row["samples"]["adamw"])
+    # Samples are kept to five digits.
+    assert row["by_adamw"]["muon"]["median"] == pytest.approx(
+        np.median(by_adamw), rel=1e-3
+    )
+    steps.time_steps(task, [field.DEFAULT], book, forever)
+    assert book.row("times", "gpt") is row
+
+
+def test_transfer_runs_are_drawn(runs, tmp_path, monkeypatch):
+    import convergence
+    import ledger
+    import transfer
+
+    monkeypatch.setattr(
+        transfer, "task", functools.cache(lambda width: small_task(f"transfer_{width}"))
+    )
+    out = tmp_path / "rows.json"
+    convergence.main(["--out", str(out), "--part", "transfer"])
+    assert len(runs) == len(transfer.WIDTHS) * 2 * 7
+    assert {seed for *_, seed in runs} == {transfer.SEED}
+    runs.clear()
+    convergence.main(["--out", str(out), "--part", "transfer"])
+    assert runs == []
+    document = ledger.load(out)
+    # 0.128 and 0.256 diverged.
+    assert [rate for rate, _ in transfer.curve(document, 64, "adam_rms")] == [
+        *(0.004, 0.008, 0.016, 0.032, 0.064)
+    ]
+    convergence.main(["--out", str(out), "--plot"])
+    drawn = (tmp_path / "transfer.svg").read_bytes()
+    assert b"</svg>" in drawn
+    convergence.main(["--out", str(out), "--plot"])
+    assert (tmp_path / "transfer.svg").read_bytes() == drawn

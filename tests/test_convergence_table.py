@@ -1,0 +1,83 @@
+"""The tables of the comparison of optimizers, from made-up results."""
+
+import math
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("benchmark_modules")
+
+
+def document():
+    """Made-up results: `good` beats muon by 0.1, `same` by nothing, `bad` diverges."""
+    finals = {
+        "muon": [1.60, 1.61, 1.62, 1.63, 1.64],
+        "good": [1.50, 1.51, 1.53, 1.53, 1.53],
+        "same": [1.55, 1.66, 1.57, 1.68, 1.64],
+        "poor": [1.70, 1.71, 1.72, 1.73, 1.74],
+        "bad": [1.70, 1.71, 1.72, 1.73, None],
+        "adamw": [1.80, 1.80, 1.80, 1.80, 1.80],
+        "adamw_split": [1.70, 1.71, 1.72, 1.73, 1.74],
+    }
+    seeds = {
+        f"gpt/{name}/{seed}": {
+            "source": "1",
+            "settings": {},
+            "validation_loss": loss,
+            "validation": [[100, 2.4], [200, 2.0], [300, loss or 9.0]],
+        }
+        for name, losses in finals.items()
+        for seed, loss in enumerate(losses)
+    }
+    tune = {f"gpt/{name}/{trial}": {"source": "1"} for name in finals for trial in "01"}
+    conditions = {"about": "a GPT", "unit": "nats", "steps": 300}
+    return {
+        "results": {
+            "tasks": {"gpt": conditions, "later": conditions},
+            "contestants": {name: {} for name in [*finals, "new"]},
+            "absent": {"rollfast": {"reason": "not installed"}},
+            "tune": tune,
+            "seeds": seeds,
+            "times": {"gpt": {"by_adamw": {"muon": {"median": 1.234}}}},
+        }
+    }
+
+
+def test_the_table_says_what_the_rows_say():
+    import convergence_table
+
+    text = convergence_table.markdown(document())
+    lines = {row.split("`")[1]: row for row in text.splitlines() if row[:3] == "| `"}
+    cells = {
+        name: [cell.strip() for cell in row.strip("|").split("|")][1:]
+        for name, row in lines.items()
+    }
+    assert list(lines) == [
+        *("good", "same", "muon", "poor", "adamw_split", "adamw", "bad")
+    ]
+    assert "**a GPT**: 300 steps, nats, 2 trials each" in text
+    assert text.count("| optimizer |") == 1  # `later` has no runs
+    # Between 2.0 at 200 and 1.62 at 300, 1.8 is passed at 252.6.
+    assert cells["muon"] == [
+        *("1.620 (1.600 to 1.640)", "", "-0.100 ± 0.000", "253", "1.23", "")
+    ]
+    # Differences -.10, -.10, -.09, -.10, -.11: deviation .00707 / sqrt(5) * 2.776.
+    assert cells["good"][1:3] == ["-0.100 ± 0.009", "-0.200 ± 0.009"]
+    assert [cells[name][-1] for name in ("good", "same", "poor", "adamw")] == [
+        *("helps", "no difference", "worse", "worse")
+    ]
+    assert cells["bad"][:2] == ["diverged (1.700 to diverged)", ""]
+    assert cells["good"][-2] == "not measured"
+    assert cells["adamw"][3] == "300"
+    assert "`rollfast` is missing: not installed." in text
+    assert "Not all runs yet: new." in text
+    assert "states of" not in text
+
+
+def test_crossings_are_between_evaluations():
+    import verdicts
+
+    curve = [(25, 3.0), (50, 2.0), (75, 2.5), (100, 1.0)]
+    assert verdicts.crossing(curve, 3.5) == 25
+    assert verdicts.crossing(curve, 2.5) == 37.5
+    assert verdicts.crossing(curve, 1.75) == 87.5
+    assert verdicts.crossing(curve, 0.5) == math.inf
