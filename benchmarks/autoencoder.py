@@ -57,6 +57,7 @@ def autoencoder(name: str, *, batch: int, steps: int, trials: int) -> Task:
         start=lambda seed: nnx.split(Autoencoder(rngs=nnx.Rngs(seed)))[1],
         batch=draw,
         loss=functools.partial(squared_error, graphdef),
+        max_logits=lambda params, x: {},  # there is no attention
         validation=validation[None],
     )
 

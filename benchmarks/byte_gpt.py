@@ -10,8 +10,10 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
+import optax_muon
 from gpt_example import corpus, loop, model
 from tasks import Task
 
@@ -48,8 +50,27 @@ def byte_gpt(
         start=lambda seed: loop.initial_params(config, seed)[1],
         batch=lambda seed, step: text.batch(seed, step, batch, config.context),
         loss=functools.partial(loop.mean_loss, graphdef),
+        max_logits=functools.partial(largest_logits, graphdef),
         validation=validation.reshape(-1, VALIDATION_BATCH, config.context + 1),
     )
+
+
+def largest_logits(graphdef: nnx.GraphDef, params: Any, windows: jax.Array) -> Any:
+    """Of each head of each block, at the paths of their attentions."""
+    gpt = nnx.merge(graphdef, params)
+    x, found = gpt.embed(windows[:, :-1]), {}
+    for number, block in enumerate(gpt.blocks):
+        attention, read = block.attention, block.attention_norm(x)
+        mixed, logits = optax_muon.dot_product_attention_with_max_logits(
+            model.rotate(attention.query(read)),
+            model.rotate(attention.key(read)),
+            attention.value(read),
+            mask=jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool)),
+        )
+        found[number] = {"attention": {"max_logits": logits}}
+        x = x + attention.out(mixed)
+        x = x + block.mlp(block.mlp_norm(x))
+    return {"blocks": found}
 
 
 standard_library = functools.cache(corpus.load)

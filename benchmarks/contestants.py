@@ -44,6 +44,8 @@ class Contestant:
         program serves all trials.
       ladders: the values that settings may take.
       everywhere: whether it is run on every task, however it does on the first.
+      clips: whether its update is told the largest logits of attention, from a forward
+        pass of its own.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Contestant:
     build: Build
     ladders: climb.Ladders = dataclasses.field(default_factory=lambda: LADDERS)
     everywhere: bool = False
+    clips: bool = False
 
     def __post_init__(self):
         for key, value in self.start.items():

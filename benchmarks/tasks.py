@@ -27,6 +27,7 @@ class Task:
       start: parameters from a seed.
       batch: (seed, step) -> arrays; they depend on nothing else.
       loss: (params, batch) -> a scalar.
+      max_logits: (params, batch) -> what `optax_muon.qk_clip` wants to be told.
       validation: as many batches, in one more axis in front, as the mean is taken over.
     """
 
@@ -39,6 +40,7 @@ class Task:
     start: Callable[[int], Any]
     batch: Callable[[int, int], Any]
     loss: Callable[[Any, Any], jax.Array]
+    max_logits: Callable[[Any, Any], Any]
     validation: Any
 
     def __post_init__(self):

@@ -72,6 +72,11 @@ def programs(task: Task, contestant: Contestant):
     def optimizer(settings):
         return contestant.build(settings, rates(task.steps))
 
+    def told_of(params, batch):
+        if not contestant.clips:
+            return {}
+        return {"max_logits": task.max_logits(params, batch)}
+
     def begin(params, settings):
         return optimizer(settings).init(params)
 
@@ -79,9 +84,11 @@ def programs(task: Task, contestant: Contestant):
         update = optimizer(settings).update
 
         def step(state, batch):
-            loss, grads = jax.value_and_grad(task.loss)(state.params, batch)
-            updates, opt_state = update(grads, state.opt_state, state.params)
-            return State(optax.apply_updates(state.params, updates), opt_state), loss
+            params = state.params
+            loss, grads = jax.value_and_grad(task.loss)(params, batch)
+            told = told_of(params, batch)
+            updates, opt_state = update(grads, state.opt_state, params, **told)
+            return State(optax.apply_updates(params, updates), opt_state), loss
 
         return jax.lax.scan(step, state, batches)
 

@@ -6,6 +6,7 @@ import sys
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -148,3 +149,32 @@ def test_transfer_runs_are_drawn(runs, tmp_path, monkeypatch):
     assert b"</svg>" in drawn
     convergence.main(["--out", str(out), "--plot"])
     assert (tmp_path / "transfer.svg").read_bytes() == drawn
+
+
+def test_a_run_is_told_the_largest_logits(task, monkeypatch):
+    """Of each head, over the pairs that attention sees; and only one that clips is."""
+    import field
+    import training
+
+    params, batch = task.start(0), task.batch(0, 0)
+    seen = []
+    attend = jax.nn.dot_product_attention
+
+    def watched(query, key, value, **options):
+        logits = jnp.einsum("bihd,bjhd->bhij", query, key) / np.sqrt(query.shape[-1])
+        largest = jnp.where(np.tri(query.shape[1]), logits, -np.inf).max((0, 2, 3))
+        jax.debug.callback(seen.append, largest, ordered=True)
+        return attend(query, key, value, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", watched)
+    task.loss(params, batch)
+    jax.effects_barrier()
+    found = task.max_logits(params, batch)["blocks"]
+    for number, expected in enumerate(seen):
+        logits = found[number]["attention"]["max_logits"]
+        np.testing.assert_allclose(logits, expected, rtol=1e-5)  # float32
+    assert len(seen) == SHAPE["layers"]
+
+    clip = field.competitors()["muon_clip"]
+    row = training.measure(task, clip, clip.start, 0)
+    assert np.log(26) < row["validation_loss"] < 4.5
