@@ -18,7 +18,8 @@ test-peers: $(VENV)/installed
 	$(PIP) -r requirements-peers.txt
 	$(BIN)/python -m pytest -m peers $(ARGS)
 
-# Several processes, some of them killed. One at a time: each starts up to eight devices.
+# Many random cases, and several processes, some of them killed. One test at a time: each
+# starts up to eight devices.
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow $(ARGS)
 

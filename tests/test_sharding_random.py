@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
@@ -47,9 +48,21 @@ def cases(draw):
     )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(cases())
 def test_equal_to_one_device(case):
+    check(case)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(cases())
+def test_a_hundred_equal_to_one_device(case):
+    check(case)
+
+
+def check(case):
+    """That its update is the one that a single device makes."""
     sizes, explicit, found = case
     kind = AxisType.Explicit if explicit else AxisType.Auto
     mesh = jax.make_mesh(sizes, NAMES[: len(sizes)], axis_types=(kind,) * len(sizes))
