@@ -5,6 +5,8 @@ import os
 import pytest
 from jax.sharding import PartitionSpec as P
 
+import optax_muon
+
 pytestmark = [pytest.mark.tpu, pytest.mark.usefixtures("benchmark_modules")]
 
 
@@ -64,6 +66,35 @@ def test_columns_of_few_matrices_are_shared(mesh, spec):
     assert found["flops"] == pytest.approx(found["planned_flops"], rel=1e-6)
     # Sums of norms are not planned: a few float32.
     assert found["sent_bytes"] == pytest.approx(found["planned_sent_bytes"], abs=100)
+
+
+def test_a_fraction_of_the_rows_sends_that_fraction(monkeypatch):
+    """Dion2; and matrices side by side in one leaf move with it, at no extra cost."""
+    import pods
+    import tpu_aot
+
+    def muon(**arguments):
+        return lambda target, sharding: optax_muon.scale_by_muon(
+            sharding=sharding, **arguments
+        )
+
+    def dion2(target, sharding):
+        return optax_muon.scale_by_dion2(0.25, sharding=sharding)
+
+    fused = optax_muon.MatrixAxes(0, 1, fan_out_parts=(1024, 512, 512))
+    makers = {"muon": muon(), "fused": muon(matrix_axes=fused), "dion2": dion2}
+    monkeypatch.setattr(tpu_aot, "CONTESTANTS", makers)
+    leaves = {f"layer_{i}": pods.Leaf((1024, 2048), P("fsdp")) for i in range(4)}
+    one = target("v5e:2x2", {"fsdp": 4}, leaves)
+    monkeypatch.setattr(tpu_aot, "ours", None)
+    found = {name: tpu_aot.program(one, name) for name in makers}
+    for program in found.values():
+        assert program["collectives"] == {"all-to-all": 2}
+        assert program["in_loops"] == 0
+    assert found["fused"]["sent_bytes"] == found["muon"]["sent_bytes"]
+    assert found["fused"]["flops"] < found["muon"]["flops"]
+    assert found["dion2"]["sent_bytes"] * 4 == found["muon"]["sent_bytes"]
+    assert found["dion2"]["flops"] < found["muon"]["flops"] / 4
 
 
 def test_a_tpu_exchanges_beside_other_stacks_if_asked():
