@@ -141,7 +141,9 @@ def scion(settings: Mapping[str, Any], rate: Rate) -> optax.GradientTransformati
     momentum = optax_muon.accumulate_momentum(0.9, nesterov=False)
     return optax.chain(
         momentum,
-        optax_muon.scale_by_lmo(balls),
+        optax_muon.scale_by_lmo(
+            balls, orthogonalizer=optax_muon.NewtonSchulz("keller_jordan")
+        ),
         optax.stateless(steps),
         optax_muon.add_weight_decay(1.0),
         optax.scale_by_learning_rate(rate(settings["learning_rate"])),

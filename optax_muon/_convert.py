@@ -223,5 +223,12 @@ def _with_traces(tree: Any, change: Callable[[jax.Array], jax.Array]) -> Any:
             return node._replace(mu=changed(node.mu))
         return node
 
-    kinds = MuonState, optax.contrib.MuonState
-    return jax.tree.map(of_node, tree, is_leaf=lambda x: isinstance(x, kinds))
+    def is_record(node: Any) -> bool:
+        return isinstance(node, (MuonState, optax.contrib.MuonState))
+
+    if not any(map(is_record, jax.tree.leaves(tree, is_leaf=is_record))):
+        raise ValueError(
+            "heavy_ball tells how to scale the momentum, but like holds no MuonState "
+            "that it is in; pass the state that init returns, not a dictionary of it."
+        )
+    return jax.tree.map(of_node, tree, is_leaf=is_record)

@@ -52,7 +52,8 @@ def like_optax(
 
     What it adds is how the updates come about: matrices of one shape go through one
     iteration, and sharded ones move to owners instead of being gathered (`sharding`).
-    Its state is one of `muon` as well; `from_optax_state` makes one of optax's.
+    `from_optax_state` makes its state of optax's. Without a schedule of the decay, mask
+    and `consistent_rms` it is one of `muon` as well.
 
     Of the leaves that `muon_weight_dimension_numbers` does not send to AdamW, with
     gradient G and trace M in step t, for every matrix [fan_in, fan_out]:

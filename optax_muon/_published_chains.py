@@ -47,7 +47,7 @@ def muon_hyperball(
     preconditioner: optax.GradientTransformation | None,
     matrix_axes: Any,
     sharding: ShardingLike,
-    adam_learning_rate: _checks.ScalarOrSchedule,
+    adam_learning_rate: _checks.ScalarOrSchedule | None,
     adam_b1: _checks.Scalar,
     adam_b2: _checks.Scalar,
     adam_eps: _checks.Scalar,
@@ -213,9 +213,10 @@ def soap_muon(
     """SOAP-Muon: momentum in Shampoo's eigenbasis, then its polar factor.
 
     Vyas, Zhao, Morwani, Kwun, Kakade, Improving SOAP using Iterative Whitening and
-    Muon, 2025. The values are those of the authors' experiments on nanoGPT
-    (github.com/nikhilvyas/SOAP_MUON, v2), whose further square root of the entries'
-    size is left out; every matrix steps by sqrt(min(in, out)) sqrt(max(1, out / in)) in
+    Muon, 2025. Rate, frequency and Newton-Schulz are those of the authors' experiments
+    on nanoGPT (github.com/nikhilvyas/SOAP_MUON, v2), beta2 that of their v1. Left out
+    are v2's square root of the entries' size, and its rate of 0.4 for embeddings: AdamW
+    has the head's. Every matrix steps by sqrt(min(in, out)) sqrt(max(1, out / in)) in
     Frobenius norm.
 
     Args:

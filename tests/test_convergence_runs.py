@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+import optax_muon
 from tests.convergence_small import SHAPE, forever, letters, small_task, stub
 
 pytestmark = pytest.mark.usefixtures("benchmark_modules")
@@ -178,3 +179,22 @@ def test_a_run_is_told_the_largest_logits(task, monkeypatch):
     clip = field.competitors()["muon_clip"]
     row = training.measure(task, clip, clip.start, 0)
     assert np.log(26) < row["validation_loss"] < 4.5
+
+
+def test_scion_is_the_recipe(task):
+    """But for radii that the search may change."""
+    import field
+
+    params = task.start(0)
+    settings = field.SCION.start | {"others": 1.0}
+    ours = field.scion(settings, lambda peak: peak)
+    recipe = optax_muon.scion(settings["learning_rate"])
+    gradients = jax.tree.map(jnp.cos, params)
+    found, expected = (
+        tx.update(gradients, tx.init(params), params)[0] for tx in (ours, recipe)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),  # float32
+        found,
+        expected,
+    )

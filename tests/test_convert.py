@@ -266,3 +266,12 @@ def test_nothing_moves_or_is_copied():
     converted = from_optax_state(there, like_optax(0.1).init(PARAMS))
     mu = there.inner_states["muon"].inner_state[0].mu["tall"]
     assert find_state(converted).momentum["tall"] is mu
+
+
+def test_a_heavy_balls_trace_must_be_known():
+    """In a dictionary nothing tells which leaves are the momentum."""
+    tx = muon(0.1, momentum_form="heavy_ball", matrix_axes=OUR_AXES)
+    plain = serialization.to_state_dict(tx.init(PARAMS))
+    there = theirs(0.1, **AXES).init(PARAMS)
+    with pytest.raises(ValueError, match="holds no MuonState"):
+        from_optax_state(there, plain, heavy_ball=0.95)
