@@ -34,10 +34,16 @@ class Difference:
 
 
 def runs(document: dict, task: str, name: str) -> list[dict]:
-    """The rows of all reported seeds, in order; none unless all are there."""
+    """The rows of all reported seeds, in order; none unless all are there.
+
+    Nor where some are of other settings than others: better ones were found since, and
+    not all runs repeated yet.
+    """
     rows = document["results"].get("seeds", {})
     found = [rows.get(key(task, name, seed)) for seed in SEEDS]
-    return [] if None in found else found
+    if None in found or any(row["settings"] != found[0]["settings"] for row in found):
+        return []
+    return found
 
 
 def finals(document: dict, task: str, name: str) -> list[float]:

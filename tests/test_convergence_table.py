@@ -81,3 +81,14 @@ def test_crossings_are_between_evaluations():
     assert verdicts.crossing(curve, 2.5) == 37.5
     assert verdicts.crossing(curve, 1.75) == 87.5
     assert verdicts.crossing(curve, 0.5) == math.inf
+
+
+def test_runs_of_two_settings_are_not_averaged():
+    """Better settings were found since, and not all seeds repeated yet."""
+    import convergence_table
+
+    results = document()
+    results["results"]["seeds"]["gpt/good/3"]["settings"] = {"learning_rate": 1.0}
+    text = convergence_table.markdown(results)
+    assert "| `good`" not in text
+    assert "Not all runs yet: good, new" in text
