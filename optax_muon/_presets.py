@@ -1,11 +1,14 @@
 """Recipes as tables of values: a recipe's arguments with other defaults."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import optax
+
+from optax_muon._common import Common
 
 Recipe = Callable[..., optax.GradientTransformationExtraArgs]
 
@@ -15,8 +18,9 @@ def preset(
 ) -> Callable[[Recipe], Recipe]:
     """Give a function the signature of the recipe `base`, with other defaults.
 
-    The function takes `**arguments`: all of `base`'s but those in `without`. Keyword
-    arguments of its own come last. `optax.inject_hyperparams` reads signatures, so no
+    The function takes `**arguments`: all of `base`'s but those in `without`; if its
+    first is `common`, those that make a `Common` come in that. Keyword arguments of its
+    own come last. `optax.inject_hyperparams` reads signatures, so no
     default may be a function: it would take it for a schedule.
     """
     inherited = inspect.signature(base).parameters
@@ -24,11 +28,13 @@ def preset(
     assert not unknown, unknown
 
     def decorate(function: Recipe) -> Recipe:
+        parameters = inspect.signature(function).parameters
+        gathered = _with_common if "common" in parameters else dict
         own = [
             parameter
-            for parameter in inspect.signature(function).parameters.values()
+            for parameter in parameters.values()
             if parameter.kind != parameter.VAR_KEYWORD
-            and parameter.name not in inherited
+            and parameter.name not in {"common", *inherited}
         ]
         signature = inspect.Signature(
             [
@@ -44,7 +50,7 @@ def preset(
         def recipe(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            return function(**bound.arguments)
+            return function(**gathered(bound.arguments))
 
         # What help() shows, and inject_hyperparams reads.
         vars(recipe)["__signature__"] = signature
@@ -52,6 +58,14 @@ def preset(
         return recipe
 
     return decorate
+
+
+def _with_common(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, those that recipes have in common as one."""
+    fields = {field.name for field in dataclasses.fields(Common)}
+    common = {name: value for name, value in arguments.items() if name in fields}
+    others = {name: arguments[name] for name in arguments if name not in fields}
+    return {"common": Common(**common), **others}
 
 
 def _documented(

@@ -5,7 +5,8 @@ from typing import Any
 import optax
 
 from optax_muon import _checks
-from optax_muon._decay import DECAY_FORMS, add_weight_decay, decay_and_rate, times
+from optax_muon._common import Common
+from optax_muon._decay import add_weight_decay, times
 from optax_muon._functions import OrthogonalizerLike
 from optax_muon._hyperball import step_on_hyperball
 from optax_muon._normalize import normalize_neurons
@@ -13,10 +14,8 @@ from optax_muon._norms import snap_frobenius
 from optax_muon._orthogonalize import orthogonalize_updates
 from optax_muon._orthogonalizers import NewtonSchulz
 from optax_muon._presets import preset
-from optax_muon._recipes import adamw, check_rates, muon, polar_steps
-from optax_muon._route import check_part, routed
+from optax_muon._recipes import muon
 from optax_muon._scaling import scale_by_shape
-from optax_muon._sharding import ShardingLike
 from optax_muon._soap import scale_by_soap
 
 _KELLER_JORDAN = NewtonSchulz("keller_jordan")
@@ -40,19 +39,7 @@ _KELLER_JORDAN = NewtonSchulz("keller_jordan")
     adam_eps=1e-15,
 )
 def muon_hyperball(
-    *,
-    learning_rate: _checks.ScalarOrSchedule,
-    orthogonalizer: OrthogonalizerLike,
-    normalizer: optax.GradientTransformation | None,
-    preconditioner: optax.GradientTransformation | None,
-    matrix_axes: Any,
-    sharding: ShardingLike,
-    adam_learning_rate: _checks.ScalarOrSchedule | None,
-    adam_b1: _checks.Scalar,
-    adam_b2: _checks.Scalar,
-    adam_eps: _checks.Scalar,
-    adam_dtype: Any,
-    **momentum: Any,
+    common: Common, orthogonalizer: OrthogonalizerLike, **momentum: Any
 ) -> optax.GradientTransformationExtraArgs:
     """MuonH: Muon on the sphere of each matrix's initial norm (arXiv 2606.16899).
 
@@ -64,24 +51,12 @@ def muon_hyperball(
 
     >>> tx = muon_hyperball(0.01)
     """
-    check_rates(learning_rate, adam_learning_rate, adam_b1, adam_b2, adam_eps)
-    if normalizer is not None:
-        check_part("normalizer", normalizer, "normalize_neurons()")
-    if preconditioner is not None:
-        check_part("preconditioner", preconditioner, "equilibrate()")
-    matrices = optax.chain(
-        polar_steps(preconditioner, orthogonalizer, matrix_axes, sharding, **momentum),
-        optax.identity() if normalizer is None else normalizer,
-        step_on_hyperball(learning_rate, matrix_axes=matrix_axes, sharding=sharding),
+    return common.with_adamw(
+        "muon_hyperball",
+        common.directions(orthogonalizer, **momentum),
+        common.normalize(),
+        step_on_hyperball(common.learning_rate, **common.where),
     )
-    others = adamw(
-        learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1,
-        adam_b2,
-        adam_eps,
-        dtype=adam_dtype,
-    )
-    return routed("muon_hyperball", matrices, others, matrix_axes, sharding)
 
 
 @preset(
@@ -97,20 +72,8 @@ def muon_hyperball(
     adam_weight_decay=0.75,
 )
 def speedrun(
-    learning_rate: _checks.ScalarOrSchedule,
+    common: Common,
     orthogonalizer: OrthogonalizerLike,
-    preconditioner: optax.GradientTransformation | None,
-    weight_decay: _checks.ScalarOrSchedule,
-    cautious: bool,
-    weight_decay_mask: Any,
-    matrix_axes: Any,
-    sharding: ShardingLike,
-    adam_learning_rate: _checks.ScalarOrSchedule | None,
-    adam_b1: _checks.Scalar,
-    adam_b2: _checks.Scalar,
-    adam_eps: _checks.Scalar,
-    adam_weight_decay: _checks.ScalarOrSchedule | None,
-    adam_dtype: Any,
     *,
     total_steps: int | None = None,
     beta2: float = 0.9,
@@ -131,37 +94,23 @@ def speedrun(
 
     >>> tx = speedrun(total_steps=5000)
     """
-    check_rates(learning_rate, adam_learning_rate, adam_b1, adam_b2, adam_eps)
-    where = {"matrix_axes": matrix_axes, "sharding": sharding}
-    decays = {"cautious": cautious, "mask": weight_decay_mask}
-    if preconditioner is not None:
-        check_part("preconditioner", preconditioner, "equilibrate()")
-    matrices = optax.chain(
-        polar_steps(
-            preconditioner,
-            orthogonalizer,
-            **where,
-            momentum=_speedrun_momentum(total_steps),
-            **momentum,
+    decay = add_weight_decay(
+        times(common.weight_decay, common.learning_rate),
+        cautious=common.cautious,
+        mask=common.weight_decay_mask,
+    )
+    return common.with_adamw(
+        "speedrun",
+        common.directions(
+            orthogonalizer, momentum=_speedrun_momentum(total_steps), **momentum
         ),
-        normalize_neurons(beta2, **where),
-        # Before the scale: the decay has it, too.
-        add_weight_decay(times(weight_decay, learning_rate), **decays),
-        scale_by_shape("width", **where),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-    others = adamw(
-        learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1,
-        adam_b2,
-        adam_eps,
-        weight_decay if adam_weight_decay is None else adam_weight_decay,
-        adam_dtype,
+        normalize_neurons(beta2, **common.where),
+        decay,  # before the scale, which it thereby has, too
+        scale_by_shape("width", **common.where),
+        optax.scale_by_learning_rate(common.learning_rate),
+        cautious=common.cautious,
         weight_decay_form="lr_squared",
-        cautious=cautious,
-        weight_decay_mask=weight_decay_mask,
     )
-    return routed("speedrun", matrices, others, matrix_axes, sharding)
 
 
 def _speedrun_momentum(total_steps: int | None) -> optax.Schedule:
@@ -190,20 +139,8 @@ _SOAP_ROWS = ((3.4445, -4.7750, 2.0315),) * 10 + ((1.5, -0.5, 0.0),) * 2
     adam_learning_rate=4e-3,
 )
 def soap_muon(
-    learning_rate: _checks.ScalarOrSchedule,
+    common: Common,
     orthogonalizer: OrthogonalizerLike,
-    weight_decay: _checks.ScalarOrSchedule,
-    cautious: bool,
-    weight_decay_mask: Any,
-    weight_decay_form: str,
-    matrix_axes: Any,
-    sharding: ShardingLike,
-    adam_learning_rate: _checks.ScalarOrSchedule | None,
-    adam_b1: _checks.Scalar,
-    adam_b2: _checks.Scalar,
-    adam_eps: _checks.Scalar,
-    adam_weight_decay: _checks.ScalarOrSchedule | None,
-    adam_dtype: Any,
     *,
     beta2: _checks.Scalar = 0.98,
     frequency: int = 40,
@@ -225,31 +162,17 @@ def soap_muon(
 
     >>> tx = soap_muon(frequency=10)
     """
-    check_rates(learning_rate, adam_learning_rate, adam_b1, adam_b2, adam_eps)
-    _checks.check_choice("weight_decay_form", weight_decay_form, DECAY_FORMS)
-    where = {"matrix_axes": matrix_axes, "sharding": sharding}
-    decay = {"mask": weight_decay_mask, "cautious": cautious}
-    matrices = optax.chain(
+    return common.with_adamw(
+        "soap_muon",
         scale_by_soap(
             beta2=beta2,
             frequency=frequency,
             one_sided=one_sided,
             **momentum,
-            **where,
+            **common.where,
         ),
-        orthogonalize_updates(orthogonalizer, **where),
-        snap_frobenius(**where),
-        scale_by_shape("width", **where),
-        *decay_and_rate(weight_decay_form, learning_rate, weight_decay, **decay),
+        orthogonalize_updates(orthogonalizer, **common.where),
+        snap_frobenius(**common.where),
+        scale_by_shape("width", **common.where),
+        *common.decay_and_rate(),
     )
-    others = adamw(
-        learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1,
-        adam_b2,
-        adam_eps,
-        weight_decay if adam_weight_decay is None else adam_weight_decay,
-        adam_dtype,
-        weight_decay_form=weight_decay_form,
-        weight_decay_mask=weight_decay_mask,
-    )
-    return routed("soap_muon", matrices, others, matrix_axes, sharding)

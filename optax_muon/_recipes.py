@@ -1,22 +1,16 @@
-"""Whole optimizers: chains of the parts, and nothing else."""
+"""muon: the default recipe, a chain of parts and nothing else."""
 
-import math
 from typing import Any
 
 import optax
 
 from optax_muon import _checks
-from optax_muon._alike import checked_against_moments
-from optax_muon._decay import DECAY_FORMS, decay_and_rate
+from optax_muon._common import Common
 from optax_muon._functions import OrthogonalizerLike
-from optax_muon._muon import scale_by_muon
-from optax_muon._orthogonalize import orthogonalize_updates
 from optax_muon._orthogonalizers import NewtonSchulz
 from optax_muon._resolution import MatrixAxesLike
-from optax_muon._route import check_part, routed
 from optax_muon._scaling import ScaleRule, scale_by_shape
 from optax_muon._sharding import ShardingLike
-from optax_muon._trace import accumulate_momentum
 
 
 def muon(
@@ -98,107 +92,33 @@ def muon(
       Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982, 2025.
       Loshchilov, Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101.
     """
-    check_rates(learning_rate, adam_learning_rate, adam_b1, adam_b2, adam_eps)
-    if adam_weight_decay is not None:
-        _checks.check_scalar("adam_weight_decay", adam_weight_decay, low=0.0)
-    _checks.check_choice("weight_decay_form", weight_decay_form, DECAY_FORMS)
-    if normalizer is not None:
-        check_part("normalizer", normalizer, "normalize_neurons()")
-    if preconditioner is not None:
-        check_part("preconditioner", preconditioner, "equilibrate()")
-    matrices = optax.chain(
-        polar_steps(
-            preconditioner,
+    common = Common(
+        learning_rate=learning_rate,
+        normalizer=normalizer,
+        preconditioner=preconditioner,
+        weight_decay=weight_decay,
+        cautious=cautious,
+        weight_decay_mask=weight_decay_mask,
+        weight_decay_form=weight_decay_form,
+        matrix_axes=matrix_axes,
+        sharding=sharding,
+        adam_learning_rate=adam_learning_rate,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        adam_eps=adam_eps,
+        adam_weight_decay=adam_weight_decay,
+        adam_dtype=adam_dtype,
+    )
+    return common.with_adamw(
+        "muon",
+        common.directions(
             orthogonalizer,
-            matrix_axes,
-            sharding,
             momentum=momentum,
             nesterov=nesterov,
             momentum_form=momentum_form,
             momentum_dtype=momentum_dtype,
         ),
-        optax.identity() if normalizer is None else normalizer,
-        scale_by_shape(scale, matrix_axes, sharding),
-        *decay_and_rate(
-            weight_decay_form,
-            learning_rate,
-            weight_decay,
-            cautious=cautious,
-            mask=weight_decay_mask,
-        ),
+        common.normalize(),
+        scale_by_shape(scale, **common.where),
+        *common.decay_and_rate(),
     )
-    others = adamw(
-        learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1,
-        adam_b2,
-        adam_eps,
-        weight_decay if adam_weight_decay is None else adam_weight_decay,
-        adam_dtype,
-        weight_decay_form=weight_decay_form,
-        weight_decay_mask=weight_decay_mask,
-    )
-    return routed("muon", matrices, others, matrix_axes, sharding)
-
-
-def adamw(
-    learning_rate: _checks.ScalarOrSchedule,
-    b1: _checks.Scalar,
-    b2: _checks.Scalar,
-    eps: _checks.Scalar,
-    weight_decay: _checks.ScalarOrSchedule = 0.0,
-    dtype: Any = None,
-    *,
-    weight_decay_form: str = "decoupled",
-    cautious: bool = False,
-    weight_decay_mask: Any = None,
-) -> optax.GradientTransformation:
-    """Plain AdamW for the leaves that are no matrices, arguments as `muon`'s."""
-    adam = optax.chain(
-        optax.scale_by_adam(
-            b1, b2, eps, mu_dtype=_checks.float_dtype("adam_dtype", dtype)
-        ),
-        *decay_and_rate(
-            weight_decay_form,
-            learning_rate,
-            weight_decay,
-            cautious=cautious,
-            mask=weight_decay_mask,
-        ),
-    )
-    return checked_against_moments(adam)
-
-
-def polar_steps(
-    preconditioner: optax.GradientTransformation | None,
-    orthogonalizer: OrthogonalizerLike,
-    matrix_axes: MatrixAxesLike,
-    sharding: ShardingLike,
-    **momentum: Any,
-) -> optax.GradientTransformation:
-    """Momentum and its polar factors; in one program if nothing comes in between."""
-    if preconditioner is None:
-        return scale_by_muon(
-            orthogonalizer=orthogonalizer,
-            scale=None,
-            matrix_axes=matrix_axes,
-            sharding=sharding,
-            **momentum,
-        )
-    return optax.chain(
-        accumulate_momentum(sharding=sharding, **momentum),
-        preconditioner,
-        orthogonalize_updates(
-            orthogonalizer, matrix_axes=matrix_axes, sharding=sharding
-        ),
-    )
-
-
-def check_rates(
-    learning_rate: Any, adam_learning_rate: Any, b1: Any, b2: Any, eps: Any
-) -> None:
-    _checks.check_scalar("learning_rate", learning_rate)
-    if adam_learning_rate is not None:
-        _checks.check_scalar("adam_learning_rate", adam_learning_rate)
-    _checks.check_coefficient("adam_b1", b1)
-    _checks.check_coefficient("adam_b2", b2)
-    _checks.check_coefficient("adam_eps", eps, below=math.inf)
