@@ -40,7 +40,7 @@ def heads_apart(path: Any, leaf: Any) -> optax_muon.MatrixAxes | None:
 
 
 def variants() -> tuple[Contestant, ...]:
-    """The default with one part changed."""
+    """The default with a part changed."""
 
     def variant(name: str, about: str, **others: Any) -> Contestant:
         return recipe(name, f"muon({about})", functools.partial(muon, **others))
@@ -71,12 +71,21 @@ def variants() -> tuple[Contestant, ...]:
                 optax_muon.normalize_entries(), optax_muon.snap_frobenius()
             ),
         ),
+        variant(
+            "rows_and_neurons",
+            "preconditioner=equilibrate(), normalizer=normalize_neurons()",
+            preconditioner=optax_muon.equilibrate(),
+            normalizer=optax_muon.normalize_neurons(),
+        ),
+        variant("momentum_90", "momentum=0.9", momentum=0.9),
         variant("cautious", "cautious=True", cautious=True),
         variant(
             "heads_apart",
             "matrix_axes: a matrix for each head",
             matrix_axes=heads_apart,
         ),
+        DION2,
+        DUAL_NORM,
     )
 
 
@@ -119,8 +128,6 @@ def published() -> tuple[Contestant, ...]:
             ladders=LADDERS | {"weight_decay": (0.0, 1.0, 3.0, 10.0, 30.0)},
         ),
         SCION,
-        DION2,
-        DUAL_NORM,
     )
 
 

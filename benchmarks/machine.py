@@ -1,10 +1,12 @@
 """What a measurement depends on besides the code: versions and hardware."""
 
+import functools
 import hashlib
 import importlib.metadata
 import os
 import platform
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -60,11 +62,20 @@ def slug() -> str:
     return re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
 
 
+@functools.cache
 def source() -> str:
-    """A fingerprint of the library's files: versions do not change while it grows."""
+    """A fingerprint of the library's files: versions do not change while it grows.
+
+    Of those it began with: a later edit changes no process that runs.
+    """
     folder = Path(optax_muon.__file__).parent
+    return fingerprint(folder, folder.rglob("*.py"))
+
+
+def fingerprint(folder: Path, files: Iterable[Path]) -> str:
+    """Of the files' names below the folder, and of what is in them."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(files):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
         digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]

@@ -4,14 +4,27 @@ import functools
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
+import machine
 from contestants import Contestant, Rate
 from gpt_example import recipes
 from tasks import Task
+
+# What decides the numbers of a run besides the library: the example's files and these.
+HERE = Path(__file__).parent
+DECIDES = (
+    *(HERE.parent / "examples" / "gpt").glob("*.py"),
+    *(
+        HERE / f"{name}.py"
+        for name in ("autoencoder", "byte_gpt", "contestants", "field", "rivals")
+    ),
+    Path(__file__),
+)
 
 
 class State(NamedTuple):
@@ -37,17 +50,25 @@ def measure(
 
     Returns:
       settings, validation [[step, loss], ...], its last loss as validation_loss, which
-      is None for a run that diverged, and the seconds it all took.
+      is None for a run that diverged, the seconds it all took, and fingerprints of the
+      library (source) and of the program that used it (program).
     """
+    origin = {"source": machine.source(), "program": program()}
     start = time.perf_counter()
     validation = list(train(task, contestant, settings, seed, every or task.steps))
     finite = math.isfinite(validation[-1][1])
-    return {
+    return origin | {
         "settings": dict(settings),
         "validation_loss": validation[-1][1] if finite else None,
         "validation": validation if finite else validation[:-1],
         "seconds": round(time.perf_counter() - start, 1),
     }
+
+
+@functools.cache
+def program() -> str:
+    """A fingerprint of the files that decide a run, as they were when it began."""
+    return machine.fingerprint(HERE.parent, DECIDES)
 
 
 def train(task, contestant, settings, seed, every):

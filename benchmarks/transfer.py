@@ -10,7 +10,6 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-import machine
 import training
 from byte_gpt import byte_gpt
 from contestants import RATES, START, Contestant, recipe
@@ -48,7 +47,7 @@ def run(width: int, scale: str, rate: float, ledger: Ledger) -> None:
     ledger.define("tasks", task(width).name, task(width).conditions())
     row = training.measure(task(width), contestant(scale), settings, SEED)
     case = key(task(width).name, scale, rate)
-    ledger.put("transfer", case, {"source": machine.source()} | row)
+    ledger.put("transfer", case, row)
     say(f"transfer, width {width}, {scale}", row)
 
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 
 import conditions
-import machine
 import training
 from contestants import Contestant
 from gpt_example import climb
@@ -34,7 +33,7 @@ def tune(
             check()
             row = training.measure(task, one, settings, TUNING_SEED)
             case = key(task.name, one.name, len(tried))
-            ledger.put("tune", case, {"source": machine.source()} | row)
+            ledger.put("tune", case, row)
             say(f"tune {task.name} {one.name}, trial {budget}", row)
 
 
@@ -75,7 +74,7 @@ def report(
                 continue
             check()
             row = training.measure(task, one, settings[one], seed, CHUNK)
-            ledger.put("seeds", case, {"source": machine.source()} | row)
+            ledger.put("seeds", case, row)
             say(f"seeds {task.name} {one.name}, seed {seed}", row)
 
 

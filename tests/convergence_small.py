@@ -55,6 +55,7 @@ def stub(found):
         rungs = math.log2(settings["learning_rate"] / 0.064)
         loss = abs(rungs) + settings.get("weight_decay", 0.0) + seed / 1000
         return {
+            "source": "a state",
             "settings": settings,
             "validation_loss": None if rungs > 0 else loss,
             "validation": [[25, loss + 1], [50, loss]],
