@@ -13,7 +13,6 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from optax_muon import _checks
-from optax_muon._alike import check_alike
 from optax_muon._casts import at_least_float32
 from optax_muon._functions import OrthogonalizerLike, as_orthogonalizer
 from optax_muon._layout import Layout
@@ -26,7 +25,7 @@ from optax_muon._polar_factors import polar_factors
 from optax_muon._resolution import MatrixAxesLike, check_views_without_parts
 from optax_muon._sharding import ShardingLike
 from optax_muon._stacking import as_matrices, from_matrices
-from optax_muon._trace import MuonState, check_same_layout, start
+from optax_muon._trace import Leaves, Steps, with_trace
 
 
 def scale_by_dion2(
@@ -95,18 +94,15 @@ def scale_by_dion2(
         )
         return layout, views
 
-    def init(params: Any) -> Any:
-        layout, _ = placed(params)
-        return start(params, layout, stored_dtype)
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        del params
-        check_alike("scale_by_dion2", updates, state.momentum)
-        layout, views = placed(updates)
-        check_same_layout("scale_by_dion2", updates, layout, state, sharding)
-        gradients, treedef = jax.tree.flatten(updates)
-        traces, trace_treedef = jax.tree.flatten(state.momentum)
-        steps, traces = _step(
+    def step(
+        gradients: Leaves,
+        traces: Leaves,
+        count: Any,
+        layout: Layout,
+        views: tuple[PlacedView, ...],
+    ) -> Steps:
+        del count
+        return _step(
             gradients,
             traces,
             decay,
@@ -115,32 +111,28 @@ def scale_by_dion2(
             views=views,
             fraction=fraction,
         )
-        return jax.tree.unflatten(treedef, steps), MuonState(
-            count=optax.safe_increment(state.count),
-            momentum=jax.tree.unflatten(trace_treedef, traces),
-        )
 
-    return optax.GradientTransformation(init, update)
+    return with_trace("scale_by_dion2", placed, step, sharding, stored_dtype)
 
 
 @partial(jax.jit, static_argnames=("layout", "views", "fraction"))
 def _step(
-    gradients: list[jax.Array],
-    traces: list[jax.Array],
+    gradients: Leaves,
+    traces: Leaves,
     decay: jax.typing.ArrayLike,
     orthogonalizer: Orthogonalizer,
     *,
     layout: Layout,
     views: tuple[PlacedView, ...],
     fraction: float,
-) -> tuple[list[jax.Array], list[jax.Array]]:
+) -> Steps:
     """The step and the new trace of every leaf."""
 
     def on_one_device(
-        gradients: list[jax.Array],
-        traces: list[jax.Array],
+        gradients: Leaves,
+        traces: Leaves,
         rest: tuple[jax.Array, Orthogonalizer],
-    ) -> tuple[list[jax.Array], list[jax.Array]]:
+    ) -> Steps:
         decay, orthogonalizer = rest
         sums = [_sum(g, m) for g, m in zip(gradients, traces, strict=True)]
         chosen = [

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from optax_muon import _checks
-from optax_muon._alike import check_alike
 from optax_muon._functions import OrthogonalizerLike, as_orthogonalizer
 from optax_muon._layout import Layout
 from optax_muon._momentum import Weights, accumulate, momentum_weights
@@ -20,13 +19,7 @@ from optax_muon._resolution import MatrixAxesLike
 from optax_muon._scaling import ScaleRule, as_scale_rule, scale_factor
 from optax_muon._sharding import ShardingLike
 from optax_muon._statistics import seen_on_shards
-from optax_muon._trace import (
-    MuonState,
-    at_count,
-    check_momentum,
-    check_same_layout,
-    start,
-)
+from optax_muon._trace import Leaves, Steps, at_count, check_momentum, with_trace
 
 
 def scale_by_muon(
@@ -106,24 +99,19 @@ def scale_by_muon(
     def placed(tree: Any) -> tuple[Layout, tuple[PlacedView, ...]]:
         return placed_views(tree, matrix_axes, sharding, "scale_by_muon")
 
-    def init(params: Any) -> Any:
-        layout, _ = placed(params)
-        return start(params, layout, stored_dtype)
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        del params
-        check_alike("scale_by_muon", updates, state.momentum)
-        layout, views = placed(updates)
-        check_same_layout("scale_by_muon", updates, layout, state, sharding)
-        gradients, treedef = jax.tree.flatten(updates)
-        traces, trace_treedef = jax.tree.flatten(state.momentum)
-        mu = at_count(momentum, state.count)
-        count = optax.safe_increment(state.count)
-        steps, traces = _step(
+    def step(
+        gradients: Leaves,
+        traces: Leaves,
+        count: Any,
+        layout: Layout,
+        views: tuple[PlacedView, ...],
+    ) -> Steps:
+        mu = at_count(momentum, count)
+        return _step(
             gradients,
             traces,
             (mu, 1 - mu),
-            count,
+            optax.safe_increment(count),
             configuration,
             layout=layout,
             views=views,
@@ -134,20 +122,16 @@ def scale_by_muon(
                 for v in views
             ),
         )
-        return jax.tree.unflatten(treedef, steps), MuonState(
-            count=count,
-            momentum=jax.tree.unflatten(trace_treedef, traces),
-        )
 
-    return optax.GradientTransformation(init, update)
+    return with_trace("scale_by_muon", placed, step, sharding, stored_dtype)
 
 
 # Compiled at module level, so that optimizers of one configuration share a program:
 # optax.inject_hyperparams builds a new one at every step.
 @partial(jax.jit, static_argnames=("layout", "views", "form", "nesterov", "factors"))
 def _step(
-    gradients: list[jax.Array],
-    traces: list[jax.Array],
+    gradients: Leaves,
+    traces: Leaves,
     mu_and_rest: tuple[jax.typing.ArrayLike, jax.typing.ArrayLike],
     count: jax.Array,
     orthogonalizer: Orthogonalizer,
@@ -157,14 +141,14 @@ def _step(
     form: str,
     nesterov: bool,
     factors: tuple[tuple[float, ...], ...],
-) -> tuple[list[jax.Array], list[jax.Array]]:
+) -> Steps:
     """The step and the new trace of every leaf."""
 
     def on_one_device(
-        gradients: list[jax.Array],
-        traces: list[jax.Array],
+        gradients: Leaves,
+        traces: Leaves,
         rest: tuple[Weights, Orthogonalizer],
-    ) -> tuple[list[jax.Array], list[jax.Array]]:
+    ) -> Steps:
         weights, orthogonalizer = rest
         new = [
             accumulate(g, m, weights, nesterov=nesterov)

@@ -11,11 +11,11 @@ import optax
 from optax_muon import _checks
 from optax_muon._alike import check_alike
 from optax_muon._eigenbasis import Statistics, preconditioned, refreshed
-from optax_muon._layout import Layout, check_same
+from optax_muon._layout import Layout
 from optax_muon._matrix_axes import MatrixView
 from optax_muon._momentum import accumulate, momentum_weights
 from optax_muon._resolution import MatrixAxesLike
-from optax_muon._sharding import ShardingLike, read_layout
+from optax_muon._sharding import ShardingLike
 from optax_muon._soap_state import (
     Shapes,
     SoapState,
@@ -25,6 +25,7 @@ from optax_muon._soap_state import (
     zeros,
 )
 from optax_muon._stacking import as_matrices, from_matrices
+from optax_muon._trace import at_count, check_momentum, check_same_layout
 from optax_muon._whole import on_automatic_axes, whole_views
 
 
@@ -112,8 +113,7 @@ def scale_by_soap(
       Modded-NanoGPT, track 3, pull request 278: the first update, Nesterov, the norm.
       Vyas et al., SOAP, arXiv 2409.11321: beta2 and eps.
     """
-    _checks.check_scalar("momentum", momentum, low=0.0, below=1.0)
-    _checks.check_bool("nesterov", nesterov)
+    check_momentum(momentum, nesterov, "ema")
     _checks.check_coefficient("beta2", beta2)
     if statistics_beta is not None:
         _checks.check_coefficient("statistics_beta", statistics_beta)
@@ -143,8 +143,7 @@ def scale_by_soap(
         del params
         check_alike("scale_by_soap", updates, state.momentum)
         layout, views, shapes = viewed(updates)
-        stored = read_layout(state.momentum, sharding, "scale_by_soap")
-        check_same("scale_by_soap", updates, layout, stored)
+        check_same_layout("scale_by_soap", updates, layout, state, sharding)
         gradients, treedef = jax.tree.flatten(updates)
         traces, trace_treedef = jax.tree.flatten(state.momentum)
         steps, traces, statistics = _step(
@@ -152,7 +151,7 @@ def scale_by_soap(
             traces,
             as_list(state, updates, shapes),
             state.count,
-            momentum(state.count) if callable(momentum) else momentum,
+            at_count(momentum, state.count),
             (beta2, beta2 if statistics_beta is None else statistics_beta, eps),
             layout=layout,
             views=views,

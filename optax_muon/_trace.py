@@ -1,5 +1,6 @@
 """The trace of the gradients: its state, and momentum as a part of its own."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,9 @@ from optax_muon._layout import Layout, check_same
 from optax_muon._momentum import DEBIASED, MOMENTUM_FORMS, accumulate, momentum_weights
 from optax_muon._serialization import register_state
 from optax_muon._sharding import ShardingLike, read_layout
+
+Leaves = list[jax.Array]
+Steps = tuple[Leaves, Leaves]
 
 
 # Not mappable: chex's default would make it a Mapping that unpacks to field names.
@@ -88,45 +92,33 @@ def accumulate_momentum(
     check_momentum(momentum, nesterov, momentum_form)
     stored_dtype = _checks.float_dtype("momentum_dtype", momentum_dtype)
 
-    def init(params: Any) -> Any:
-        layout = read_layout(params, sharding, "accumulate_momentum")
-        return start(params, layout, stored_dtype)
+    def placed(tree: Any) -> tuple[Layout, None]:
+        return read_layout(tree, sharding, "accumulate_momentum"), None
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        del params
-        check_alike("accumulate_momentum", updates, state.momentum)
-        layout = read_layout(updates, sharding, "accumulate_momentum")
-        check_same_layout("accumulate_momentum", updates, layout, state, sharding)
-        gradients, treedef = jax.tree.flatten(updates)
-        traces, trace_treedef = jax.tree.flatten(state.momentum)
-        mu = at_count(momentum, state.count)
-        count = optax.safe_increment(state.count)
-        directions, traces = _accumulate(
+    def step(gradients: Leaves, traces: Leaves, count: Any, *_: Any) -> Steps:
+        mu = at_count(momentum, count)
+        return _accumulate(
             gradients,
             traces,
             (mu, 1 - mu),
-            count,
+            optax.safe_increment(count),
             form=momentum_form,
             nesterov=nesterov,
         )
-        return jax.tree.unflatten(treedef, directions), MuonState(
-            count=count,
-            momentum=jax.tree.unflatten(trace_treedef, traces),
-        )
 
-    return optax.GradientTransformation(init, update)
+    return with_trace("accumulate_momentum", placed, step, sharding, stored_dtype)
 
 
 @partial(jax.jit, static_argnames=("form", "nesterov"))
 def _accumulate(
-    gradients: list[jax.Array],
-    traces: list[jax.Array],
+    gradients: Leaves,
+    traces: Leaves,
     mu_and_rest: tuple[jax.typing.ArrayLike, jax.typing.ArrayLike],
     count: jax.Array,
     *,
     form: str,
     nesterov: bool,
-) -> tuple[list[jax.Array], list[jax.Array]]:
+) -> Steps:
     weights = momentum_weights(*mu_and_rest, form, count)
     new = [
         accumulate(g, m, weights, nesterov=nesterov)
@@ -155,21 +147,54 @@ def at_count(value: _checks.ScalarOrSchedule, count: Any) -> Any:
     return value(count) if callable(value) else value
 
 
-def start(params: Any, layout: Layout, dtype: np.dtype | None) -> MuonState:
-    """The state before the first update: traces of zeros."""
-    zeros = optax.tree.zeros_like(params, dtype=dtype)
-    leaves, treedef = jax.tree.flatten(zeros)
-    return MuonState(
-        count=jnp.zeros([], jnp.int32),
-        momentum=jax.tree.unflatten(treedef, layout.constrain(leaves)),
-    )
+def with_trace(
+    name: str,
+    placed: Callable[[Any], tuple[Layout, Any]],
+    step: Callable[..., Steps],
+    sharding: ShardingLike,
+    dtype: np.dtype | None,
+) -> optax.GradientTransformation:
+    """A transformation whose state is a `MuonState`.
+
+    Args:
+      name: of the transformation, for messages.
+      placed: a tree -> its layout, and whatever else `step` needs to know of it.
+      step: (gradients, traces, count, layout, the rest) -> steps and new traces, as
+        lists of leaves; count is that of the updates before it.
+      sharding: the user's argument.
+      dtype: of the traces; None keeps each parameter's own.
+    """
+
+    def init(params: Any) -> Any:
+        layout, _ = placed(params)
+        zeros = optax.tree.zeros_like(params, dtype=dtype)
+        leaves, treedef = jax.tree.flatten(zeros)
+        return MuonState(
+            count=jnp.zeros([], jnp.int32),
+            momentum=jax.tree.unflatten(treedef, layout.constrain(leaves)),
+        )
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        check_alike(name, updates, state.momentum)
+        layout, rest = placed(updates)
+        check_same_layout(name, updates, layout, state, sharding)
+        gradients, treedef = jax.tree.flatten(updates)
+        traces, trace_treedef = jax.tree.flatten(state.momentum)
+        steps, traces = step(gradients, traces, state.count, layout, rest)
+        return jax.tree.unflatten(treedef, steps), MuonState(
+            count=optax.safe_increment(state.count),
+            momentum=jax.tree.unflatten(trace_treedef, traces),
+        )
+
+    return optax.GradientTransformation(init, update)
 
 
 def check_same_layout(
     transformation: str,
     updates: Any,
     layout: Layout,
-    state: MuonState,
+    state: Any,
     sharding: ShardingLike,
 ) -> None:
     """Raise unless gradients lie on the mesh as the trace does."""

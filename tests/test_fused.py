@@ -1,13 +1,12 @@
 """Matrices side by side in one leaf: as if each were a leaf of its own."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import optax_muon
 from optax_muon import MatrixAxes, fused, muon, normalize_neurons, stacked
+from tests.followed import train
 from tests.recipes import assert_close
 
 # Grouped queries (four heads of queries, two of keys and values), gate beside up, and
@@ -47,14 +46,6 @@ def apart(tree):
         for name, leaf in tree.items()
         for k, part in enumerate(parts_of(leaf, KINDS[name][1]))
     }
-
-
-def train(tx, params, gradients):
-    state, update = tx.init(params), jax.jit(tx.update)
-    for gradient in gradients:
-        updates, state = update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
-    return params
 
 
 def optimizer(axes, **arguments):
