@@ -42,16 +42,30 @@ def float16_as_float32(
 def in_parameters_dtype(
     tx: optax.GradientTransformationExtraArgs,
 ) -> optax.GradientTransformationExtraArgs:
-    """`tx`, its updates cast to the parameters' dtype (without params, the gradients').
+    """`tx`, its updates in the parameters' dtype (without params, the gradients').
 
-    Scalar arrays, schedules and wide states may have widened them.
+    Narrower gradients enter as wide as their parameters, so that no part rounds what it
+    makes of them. Scalar arrays, schedules and wide states may widen it too far.
     """
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        steps, state = tx.update(updates, state, params, **extra_args)
         like = updates if params is None else params
+        steps, state = tx.update(_as_wide_as(like, updates), state, params, **extra_args)
         return optax.tree.cast_like(steps, like), state
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def _as_wide_as(tree: Any, updates: Any) -> Any:
+    """`updates`, narrower ones in the dtype of their leaf of `tree`."""
+    leaves, treedef = jax.tree.flatten(updates)
+
+    def widened(x: Any, leaf: Any) -> Any:
+        narrow, dtype = jnp.result_type(x), jnp.result_type(leaf)
+        real = all(jnp.issubdtype(one, jnp.floating) for one in (narrow, dtype))
+        wide = jnp.promote_types(narrow, dtype)
+        return jnp.asarray(x).astype(wide) if real else x
+
+    return treedef.unflatten(map(widened, leaves, jax.tree.leaves(tree)))

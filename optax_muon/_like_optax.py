@@ -171,7 +171,7 @@ def like_optax(
         return routed(updates).update(updates, state, params, **extra_args)
 
     tx = optax.GradientTransformationExtraArgs(init, update)
-    return in_parameters_dtype(checked_against_parameters("like_optax", tx))
+    return checked_against_parameters("like_optax", in_parameters_dtype(tx))
 
 
 def _check(

@@ -65,7 +65,7 @@ def routed(
         {MUON: matrices, ADAM: keep_sharding(wide, sharding, name)},
         lambda tree: labels(whole_leaves(tree, sharding, name)[1], matrix_axes),
     )
-    return in_parameters_dtype(checked_against_parameters(name, parts))
+    return checked_against_parameters(name, in_parameters_dtype(parts))
 
 
 def check_part(argument: str, part: Any, example: str) -> None:

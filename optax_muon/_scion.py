@@ -68,4 +68,4 @@ def scion(
             optax.scale_by_learning_rate(learning_rate),
         )
     )
-    return in_parameters_dtype(checked_against_parameters("scion", chain))
+    return checked_against_parameters("scion", in_parameters_dtype(chain))

@@ -162,7 +162,18 @@ RECIPES = {
             "weight_decay_form": "independent",
         },
     ),
+    "keller_jordan": Recipe(optax_muon.keller_jordan, {"learning_rate": 1e-2}),
+    "moonlight": Recipe(optax_muon.moonlight, {"learning_rate": 1e-2}),
+    "normuon": Recipe(optax_muon.normuon, {"learning_rate": 1e-2}),
+    "deepseek_v4": Recipe(optax_muon.deepseek_v4, {"learning_rate": 1e-2}),
     "muon_hyperball": Recipe(optax_muon.muon_hyperball, {"learning_rate": 1e-2}),
+    "soap_muon": Recipe(
+        optax_muon.soap_muon,
+        {"learning_rate": 1e-2, "frequency": 1},
+        static_args=("frequency",),
+        has_muon_state=False,
+    ),
+    "speedrun": Recipe(optax_muon.speedrun, {"learning_rate": 1e-2}),
     "scion": Recipe(optax_muon.scion, {"learning_rate": 1e-2}),
     "scale_by_dion2": Recipe(_dion2_chain, {"learning_rate": 1e-2}, matrices),
     "like_optax": Recipe(

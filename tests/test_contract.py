@@ -18,7 +18,9 @@ from tests.recipes import (
     every_recipe,
     gradients,
     matrices,
+    model,
     run,
+    types,
 )
 
 
@@ -261,6 +263,18 @@ def test_numpy_arrays(recipe):
     arguments = plain.gradients[1], plain.states[1], plain.params[1]
     updates, state = recipe.make().update(*jax.tree.map(np.asarray, arguments))
     assert_close((updates, state), (plain.updates[1], plain.states[2]))
+
+
+@pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if r.params is model])
+def test_narrow_gradients_round_no_step(name):
+    """Parameters of float32: a step is not rounded to the gradients' bfloat16, 2^-9."""
+    recipe = RECIPES[name]
+    params = recipe.params()
+    narrow = jax.tree.map(lambda g: g.astype(jnp.bfloat16), gradients(params))
+    wide = jax.tree.map(lambda g: g.astype(jnp.float32), narrow)
+    of_narrow, of_wide = (run(recipe.make(), params, grads) for grads in (narrow, wide))
+    assert_close(of_narrow.updates, of_wide.updates)
+    assert types(of_narrow.states) == types(of_wide.states)
 
 
 @every_recipe
