@@ -17,12 +17,16 @@ LADDERS = {
     "learning_rate": RATES,
     "rest_learning_rate": RATES,
     "weight_decay": (0.0, 0.1, 0.3, 1.0, 3.0),
+    "momentum": (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975),
 }
 # A search begins where the example's own ended (examples/gpt/results/sweep.json), or,
 # for steps of another size, at the rate that makes them about as large. Jordan's scale
-# is 0.3 to 0.6 of "adam_rms" on the GPT's matrices of width 64.
-START = recipes.TUNED["muon"]
+# is 0.3 to 0.6 of "adam_rms" on the GPT's matrices of width 64. Momentum is that of the
+# best of a few trials of `muon` there; AdamW's b1 begins at the example's.
+MOMENTUM = 0.85
+START = recipes.TUNED["muon"] | {"momentum": MOMENTUM}
 START_AT_JORDANS_SCALE = START | {"learning_rate": 2 * START["learning_rate"]}
+EARLIER = "`muon`, `adamw` and `adamw_split`"
 # Not in question, so all that let one choose get the same: Adam's decay rates, and no
 # decay of what it trains.
 SHARED = {
@@ -74,6 +78,7 @@ ARGUMENTS = {
     "learning_rate": "learning_rate",
     "rest_learning_rate": "adam_learning_rate",
     "weight_decay": "weight_decay",
+    "momentum": "momentum",
 }
 
 
@@ -82,14 +87,20 @@ def recipe(
     about: str,
     function: Callable[..., optax.GradientTransformation],
     start: Mapping[str, float] = START,
+    *,
+    momentum: str = "momentum",
     **others: Any,
 ) -> Contestant:
-    """A contestant whose settings are arguments of `function`, each rate a schedule."""
+    """A contestant whose settings are arguments of `function`, each rate a schedule.
+
+    `momentum` is what the function calls it.
+    """
+    arguments = ARGUMENTS | {"momentum": momentum}
 
     def build(settings: Mapping[str, Any], rate: Rate) -> optax.GradientTransformation:
         return function(
             **{
-                ARGUMENTS[key]: rate(value) if key.endswith("rate") else value
+                arguments[key]: rate(value) if key.endswith("rate") else value
                 for key, value in settings.items()
             }
         )

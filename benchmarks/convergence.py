@@ -7,7 +7,7 @@ run is kept as it ends, and the next call goes on from there, so that the table 
 built in pieces: `--budget-minutes 9` stops in good order. Two processes may share the
 work, each with `--contestants` and a processor of its own (`taskset -c 0`).
 
-Afterwards `--table` prints the tables, and `--plot` draws how rates transfer to widths.
+Afterwards `--report` writes the tables, and draws how rates transfer to widths.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 import conditions
 import convergence_table
 import field
+import lengths
 import rivals
 import steps
 import training
@@ -34,7 +35,7 @@ from verdicts import finals
 RESULTS = Path(__file__).parent / "results"
 # The work of contestants one by one, and that which is of no use in pieces.
 RUNS = ("tune", "seeds")
-PARTS = (*RUNS, "times", "transfer")
+PARTS = (*RUNS, "lengths", "times", "transfer")
 BEST = 3  # how many go on to the other tasks, besides those that run everywhere
 
 
@@ -46,10 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     """Do what the command line asks, or say in one line why that cannot be done."""
     options = parse(argv)
     try:
-        if options.table:
-            print(convergence_table.markdown(load(options.out)))
-        elif options.plot:
-            transfer.draw(load(options.out), options.out.with_name("transfer.svg"))
+        if options.report:
+            report(options.out)
         elif options.forget:
             print(f"dropped {Ledger(options.out).forget(options.forget)} rows")
         else:
@@ -71,13 +70,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--contestants", nargs="+", metavar="NAME", help="only these optimizers")
     add("--budget-minutes", type=float, default=math.inf, help="begin no run after")
     add("--forget", metavar="NAME", help="drop the rows of a contestant or a task")
-    add("--table", action="store_true", help="print the tables of --out, run nothing")
-    add("--plot", action="store_true", help="draw transfer.svg beside --out")
+    add("--report", action="store_true", help="write tables and figure, run nothing")
     options = parser.parse_args(argv)
     if options.part is None:  # a piece of the runs, or everything
         options.part = RUNS if options.contestants or options.task else PARTS
     options.task = options.task or tasks
     return options
+
+
+def report(path: Path) -> None:
+    """The tables beside the results as Markdown, and the figure of their transfer."""
+    document, tables = load(path), path.with_suffix(".md")
+    tables.write_text(convergence_table.markdown(document))
+    print(f"wrote {tables.name}")
+    if "transfer" in document["results"]:
+        transfer.draw(document, path.with_name("transfer.svg"))
+        print("wrote transfer.svg")
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -93,9 +101,13 @@ def measure(options: argparse.Namespace) -> None:
     ledger, check = Ledger(options.out), deadline(options.budget_minutes)
     for name in options.task:
         compare(name, options, ledger, check)
+    first, known = conditions.task(conditions.FIRST), field.competitors()
+    if "lengths" in options.part:
+        chosen = [known[n] for n in (field.DEFAULT.name, *leaders(known, ledger))]
+        chosen.append(rivals.CONTRIB)
+        lengths.measure(first, chosen, (rivals.SPLIT, rivals.CONTRIB), ledger, check)
     if "times" in options.part:
-        first = conditions.task(conditions.FIRST)
-        steps.time_steps(first, list(field.competitors().values()), ledger, check)
+        steps.time_steps(first, list(known.values()), ledger, check)
     if "transfer" in options.part:
         transfer.measure(ledger, check)
 
@@ -136,12 +148,16 @@ def entrants(name: str, chosen: list[str] | None, ledger: Ledger) -> list[Contes
         return [known[one] for one in chosen]
     if name == conditions.FIRST:
         return list(known.values())
-    among = best_on_the_first(known, ledger)
+    among = leaders(known, ledger)
     return [one for one in known.values() if one.everywhere or one.name in among]
 
 
-def best_on_the_first(known: dict[str, Contestant], ledger: Ledger) -> list[str]:
-    """The names of the best of those that do not run everywhere anyway."""
+def leaders(known: dict[str, Contestant], ledger: Ledger) -> list[str]:
+    """The best on the first task, of those that do not run everywhere anyway.
+
+    Two whose runs are equal bit by bit are one: MuonClip is Moonlight while it clips
+    nothing.
+    """
     losses = {
         name: finals(ledger.document, conditions.FIRST, name)
         for name, one in known.items()
@@ -156,7 +172,9 @@ def best_on_the_first(known: dict[str, Contestant], ledger: Ledger) -> list[str]
             f"missing, of {', '.join(waiting)}",
             f"Run --task {conditions.FIRST} first, or name --contestants",
         )
-    return sorted(losses, key=lambda name: statistics.mean(losses[name]))[:BEST]
+    ranking = sorted(losses, key=lambda name: statistics.mean(losses[name]))
+    distinct = {tuple(losses[name]): name for name in reversed(ranking)}
+    return [name for name in ranking if name in distinct.values()][:BEST]
 
 
 def deadline(minutes: float) -> Callable[[], None]:

@@ -4,28 +4,46 @@ import math
 import statistics
 
 import conditions
-from field import DEFAULT
-from ledger import SEEDS, key
-from rivals import ADAMW, SPLIT
-from verdicts import Difference, difference, finals, steps_to_final
+import field
+import lengths
+import tuning
+from contestants import EARLIER
+from ledger import SEEDS
+from rivals import ADAMW, CONTRIB, SPLIT
+from tasks import CHUNK
+from verdicts import difference, finals, runs, steps_to_final
 
+DEFAULT = field.DEFAULT.name
 MISSING = "not measured"
+OPEN = "°"
 HEAD = (
     "optimizer",
     "final loss: mean (lowest to highest)",
-    f"less {DEFAULT.name}'s",
-    f"less {SPLIT.name}'s",
-    f"steps to {ADAMW.name}'s",
-    f"time of a step, by {ADAMW.name}'s",
-    f"than {DEFAULT.name}",
+    f"less `{DEFAULT}`'s",
+    f"than `{DEFAULT}`",
+    f"steps to `{SPLIT.name}`'s loss",
+    f"to `{ADAMW.name}`'s",
+    "settings",
 )
-RULE = (
-    f"Losses are those of {len(SEEDS)} seeds, none of them the tuning seed, with the "
-    "best settings of equally many trials. Differences are taken seed by seed: their "
-    "mean, and half its 95 % interval (Student's t). A variant *helps* or is *worse* "
-    "where the interval leaves zero out; else there is *no difference* that five seeds "
-    "can show. Steps: the median over seeds, linear between evaluations."
-)
+RULE = f"""How to read this:
+
+- Losses are those of {len(SEEDS)} seeds, none of them the tuning seed, with the best \
+settings of equally many trials on that. Settings are the rates of the matrices and of \
+all else, weight decay and momentum (AdamW's b1); others have their names. {OPEN}: the \
+search is open: a neighbour of the best on its ladders was not tried.
+- On the first task the searches of {EARLIER} began where earlier ones of the same \
+model had ended. All others began at those settings of `{DEFAULT}`, at a rate that \
+makes their steps about as large.
+- Differences are taken seed by seed: their mean, and half its 95 % interval \
+(Student's t). A contestant *helps* or is *worse* where the interval leaves zero out; \
+else there is *no difference* that five seeds can show. So one verdict in twenty is \
+chance; and what choosing settings by one seed adds is not in the intervals.
+- Steps to a loss are read off the curve of a full run, whose rate has not come down \
+by then: the median over seeds, linear between evaluations every {CHUNK} steps.
+- Adam trains all but the matrices, with the same decay rates and without weight \
+decay, for every contestant but `{ADAMW.name}`, `{SPLIT.name}` and `scion`.
+- `like_optax` is not among them: it moves a model as `{CONTRIB.name}` does, which a \
+test holds it to."""
 
 
 def markdown(document: dict) -> str:
@@ -35,7 +53,9 @@ def markdown(document: dict) -> str:
         for task in document["results"].get("tasks", {})
         if any(finals(document, task, name) for name in names(document))
     ]
-    return "\n\n".join([*tables, RULE, *cautions(document)])
+    parts = (shortest_runs(document), step_times(document), who(document))
+    found = [*tables, RULE, *filter(None, parts), *cautions(document)]
+    return "\n\n".join(found) + "\n"
 
 
 def names(document: dict) -> list[str]:
@@ -50,40 +70,128 @@ def table(document: dict, task: str) -> str:
         (name for name in losses if losses[name]),
         key=lambda name: statistics.mean(losses[name]),
     )
-    trials = [trial_count(document, task, name) for name in ranking]
-    spent = "/".join(str(count) for count in sorted(set(trials)))
+    counts = {len(trials(document, task, name)) for name in ranking}
+    spent = "/".join(map(str, sorted(counts)))
     title = f"**{config['about']}**: {config['steps']} steps, {config['unit']}, {spent}"
-    lines = [HEAD, ["---"] * len(HEAD), *(line(document, task, n) for n in ranking)]
-    return "\n".join([f"{title} trials each", "", *map(row, lines)])
+    return f"{title} trials each\n\n" + grid(
+        HEAD, [line(document, task, name) for name in ranking]
+    )
 
 
 def line(document: dict, task: str, name: str) -> list[str]:
     """A contestant's row."""
     losses = finals(document, task, name)
-    steps = steps_to_final(document, task, name, ADAMW.name)
-    default = difference(document, task, name, DEFAULT.name)
+    default = difference(document, task, name, DEFAULT)
     return [
         f"`{name}`",
         f"{number(statistics.mean(losses))} ({number(min(losses))} to "
         f"{number(max(losses))})",
-        signed(default),
-        signed(difference(document, task, name, SPLIT.name)),
-        MISSING if steps is None else "never" if math.isinf(steps) else f"{steps:.0f}",
-        step_time(document, name),
+        f"{default.mean:+.3f} ± {default.margin:.3f}" if default else "",
         default.verdict if default else "",
+        *(
+            steps_in_words(steps_to_final(document, task, name, rival.name))
+            for rival in (SPLIT, ADAMW)
+        ),
+        settings_in_words(document, task, name),
     ]
 
 
-def step_time(document: dict, name: str) -> str:
-    """A step of the first task, by AdamW's."""
-    times = document["results"].get("times", {}).get(conditions.FIRST, {})
-    ratio = times.get("by_adamw", {}).get(name)
-    return MISSING if ratio is None else f"{ratio['median']:.2f}"
+def settings_in_words(document: dict, task: str, name: str) -> str:
+    """The winning ones, and whether their search is open."""
+    settings = runs(document, task, name)[0]["settings"]
+    known = field.competitors().get(name)
+    tried = trials(document, task, name)
+    is_open = known is not None and not tuning.settled(known, tried)
+    plain = ("learning_rate", "rest_learning_rate", "weight_decay", "momentum")
+    words = [
+        f"{value:g}" if key in plain else f"{key} {value:g}"
+        for key, value in settings.items()
+    ]
+    return ", ".join(words) + (f" {OPEN}" if is_open else "")
 
 
-def trial_count(document: dict, task: str, name: str) -> int:
-    prefix = key(task, name, "")
-    return sum(case.startswith(prefix) for case in document["results"].get("tune", ()))
+def trials(document: dict, task: str, name: str) -> list[dict]:
+    prefix = f"{task}/{name}/"
+    rows = document["results"].get("tune", {})
+    return [row for case, row in rows.items() if case.startswith(prefix)]
+
+
+def shortest_runs(document: dict) -> str | None:
+    """How long a run with a schedule of its own must be, on the first task."""
+    searched = {case.split("/")[1] for case in document["results"].get("lengths", ())}
+    if not searched:
+        return None
+    full = document["results"]["tasks"][conditions.FIRST]["steps"]
+    rivals = (SPLIT.name, CONTRIB.name)
+    rows = [
+        [
+            f"`{name}`",
+            *(
+                shares(lengths.shortest(document, conditions.FIRST, name, rival), full)
+                for rival in rivals
+            ),
+        ]
+        for name in names(document)
+        if name in searched
+    ]
+    head = [f"steps to `{rival}`'s loss after {full}" for rival in rivals]
+    return (
+        "**How long must a run be?** Each length is a run of its own with the whole "
+        f"schedule, found by halving: the median over {len(SEEDS)} seeds (lowest to "
+        f"highest), and as a share of {full} steps\n\n"
+    ) + grid(("optimizer", *head), rows)
+
+
+def shares(steps: list[float], full: int) -> str:
+    if not steps:
+        return ""
+    middle = statistics.median(steps)
+    ends = f"{steps_in_words(min(steps))} to {steps_in_words(max(steps))}"
+    share = "" if math.isinf(middle) else f", {100 * middle / full:.0f} %"
+    return f"{steps_in_words(middle)} ({ends}){share}"
+
+
+def step_times(document: dict) -> str | None:
+    """Wall-clock: a step's time, and that of all steps to the rivals' losses."""
+    times = document["results"].get("times", {}).get(conditions.FIRST)
+    if times is None:
+        return None
+    seconds = {name: row["median"] for name, row in times["seconds"].items()}
+    rows = []
+    for name, ratio in sorted(
+        times["by_adamw"].items(), key=lambda item: item[1]["median"]
+    ):
+        spent = [
+            time_in_words(document, name, rival.name, seconds)
+            for rival in (SPLIT, ADAMW)
+        ]
+        rows.append([f"`{name}`", f"{ratio['median']:.2f}", *spent])
+    head = (
+        "optimizer",
+        f"time of a step, by `{ADAMW.name}`'s",
+        *(f"seconds to `{rival.name}`'s loss" for rival in (SPLIT, ADAMW)),
+    )
+    about = document["results"]["tasks"][conditions.FIRST]["about"]
+    return (
+        f"**Wall-clock**, {about}, on {times['processors']} processors of a "
+        f"{document['environment']['cpu']}: the whole training step, all contestants "
+        "in turn in one process, medians; `muon_clip`'s has a second forward pass for "
+        "the logits\n\n"
+    ) + grid(head, rows)
+
+
+def time_in_words(document: dict, name: str, rival: str, seconds: dict) -> str:
+    steps = steps_to_final(document, conditions.FIRST, name, rival)
+    if steps is None or math.isinf(steps):
+        return steps_in_words(steps)
+    return f"{steps * seconds[name]:.0f}"
+
+
+def who(document: dict) -> str:
+    """What the contestants are."""
+    listed = document["results"].get("contestants", {}).items()
+    lines = [f"- `{name}`: {row['about']}" for name, row in listed]
+    return "\n".join(["The contestants:", "", *lines])
 
 
 def cautions(document: dict) -> list[str]:
@@ -110,13 +218,17 @@ def cautions(document: dict) -> list[str]:
     return notes
 
 
-def row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def grid(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def number(value: float) -> str:
     return "diverged" if math.isinf(value) else f"{value:.3f}"
 
 
-def signed(found: Difference | None) -> str:
-    return "" if found is None else f"{found.mean:+.3f} ± {found.margin:.3f}"
+def steps_in_words(steps: float | None) -> str:
+    if steps is None:
+        return MISSING
+    return "never" if math.isinf(steps) else f"{steps:.0f}"

@@ -78,15 +78,27 @@ class Ledger(Store):
             )
 
     def forget(self, name: str) -> int:
-        """Drop a task or contestant with all its rows; how many these were."""
+        """Drop a task or contestant with all its rows; how many these were.
+
+        Step times go with any contestant: all were measured in turn.
+        """
         with self._alone():
             self.document = load(self._path)
             parts = self.document["results"]
+            known = [*parts.get("tasks", ()), *parts.get("contestants", ())]
+            if name not in known:
+                raise UsageError(
+                    "--forget",
+                    name,
+                    f"no task or contestant of {self._path.name} is called that",
+                    f"Name one of {', '.join(known)}",
+                )
             dropped = [
                 (part, case)
                 for part, rows in parts.items()
                 for case in rows
                 if name in case.split("/")
+                or (part == "times" and name in parts["contestants"])
             ]
             for part, case in dropped:
                 del parts[part][case]

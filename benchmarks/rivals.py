@@ -15,10 +15,10 @@ from gpt_example import recipes
 
 
 def adamw(settings: Mapping[str, Any], rate: Rate) -> optax.GradientTransformation:
-    """As in the example: hidden matrices alone decay."""
+    """As in the example, but b1 is a setting: hidden matrices alone decay."""
     return optax.adamw(
         rate(settings["learning_rate"]),
-        b1=recipes.ADAM_B1,
+        b1=settings["momentum"],
         b2=recipes.ADAM_B2,
         weight_decay=settings["weight_decay"],
         mask=recipes.hidden_matrices,
@@ -29,7 +29,10 @@ def adamw_split(
     settings: Mapping[str, Any], rate: Rate
 ) -> optax.GradientTransformation:
     """One rate for the hidden matrices, another for the rest, as Muon has."""
-    rest = {"learning_rate": settings["rest_learning_rate"], "weight_decay": 0.0}
+    rest = settings | {
+        "learning_rate": settings["rest_learning_rate"],
+        "weight_decay": 0.0,
+    }
     return optax.partition(
         {True: adamw(settings, rate), False: adamw(rest, rate)},
         recipes.hidden_matrices,
@@ -47,12 +50,16 @@ def dimension_numbers(kind: Callable[..., Any]) -> Callable[[Any], Any]:
 
 
 ADAMW = Contestant(
-    "adamw", "optax.adamw", recipes.TUNED["adamw"], adamw, everywhere=True
+    "adamw",
+    "optax.adamw",
+    recipes.TUNED["adamw"] | {"momentum": recipes.ADAM_B1},
+    adamw,
+    everywhere=True,
 )
 SPLIT = Contestant(
     "adamw_split",
     "optax.adamw, one rate for hidden matrices and one for the rest",
-    recipes.TUNED["adamw_split"],
+    recipes.TUNED["adamw_split"] | {"momentum": recipes.ADAM_B1},
     adamw_split,
     everywhere=True,
 )
@@ -67,6 +74,7 @@ CONTRIB = recipe(
         **SHARED,
     ),
     START_AT_JORDANS_SCALE,
+    momentum="beta",
     everywhere=True,
 )
 
@@ -90,4 +98,4 @@ def rollfast_muon() -> Contestant:
         **SHARED,
     )
     about = f"rollfast.muon {machine.version('rollfast')} on the same matrices"
-    return recipe("rollfast", about, function, START_AT_JORDANS_SCALE)
+    return recipe("rollfast", about, function, START_AT_JORDANS_SCALE, momentum="beta")

@@ -4,6 +4,7 @@ The rate of the hidden matrices alone is varied; embedding, head and norms keep 
 """
 
 import functools
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,28 +28,29 @@ TRIED = {"adam_rms": RATES[BEST - 3 : BEST + 4], "mup": RATES[BEST - 1 : BEST + 
 # Half a run: long enough for the best rate to show, and width 256 takes as long as all
 # the others together.
 STEPS = loop.TrainConfig.steps // 2
-SEED = SEEDS[0]
+TRANSFER_SEEDS = SEEDS[:2]
 
 
 def measure(ledger: Ledger, check: Callable[[], None]) -> None:
-    """Run what is missing, narrow models first."""
-    for width in WIDTHS:
-        for scale, rates in TRIED.items():
-            for rate in rates:
-                if ledger.row("transfer", key(task(width).name, scale, rate)) is None:
-                    check()
-                    run(width, scale, rate, ledger)
-        training.forget_programs()
+    """Run what is missing, seed by seed, narrow models first."""
+    for seed in TRANSFER_SEEDS:
+        for width in WIDTHS:
+            ledger.define("tasks", task(width).name, task(width).conditions())
+            for scale, rates in TRIED.items():
+                for rate in rates:
+                    case = key(task(width).name, scale, rate, seed)
+                    if ledger.row("transfer", case) is None:
+                        check()
+                        ledger.put("transfer", case, run(width, scale, rate, seed))
+            training.forget_programs()
 
 
-def run(width: int, scale: str, rate: float, ledger: Ledger) -> None:
-    """One point of the figure."""
+def run(width: int, scale: str, rate: float, seed: int) -> dict:
+    """One point of the figure, of one seed."""
     settings = START | {"learning_rate": rate}
-    ledger.define("tasks", task(width).name, task(width).conditions())
-    row = training.measure(task(width), contestant(scale), settings, SEED)
-    case = key(task(width).name, scale, rate)
-    ledger.put("transfer", case, row)
-    say(f"transfer, width {width}, {scale}", row)
+    row = training.measure(task(width), contestant(scale), settings, seed)
+    say(f"transfer, width {width}, {scale}, seed {seed}", row)
+    return row
 
 
 @functools.cache
@@ -65,13 +67,15 @@ def contestant(scale: str) -> Contestant:
 
 
 def curve(document: dict, width: int, scale: str) -> list[tuple[float, float]]:
-    """(rate, final loss) of the runs that did not diverge, in order of the rate."""
-    prefix = key(f"transfer_{width}", scale, "")
-    return sorted(
-        (row["settings"]["learning_rate"], row["validation_loss"])
-        for case, row in document["results"].get("transfer", {}).items()
-        if case.startswith(prefix) and row["validation_loss"] is not None
-    )
+    """(rate, mean final loss) where all seeds ran and none diverged, by rate."""
+    rows = document["results"].get("transfer", {})
+    found = []
+    for rate in TRIED[scale]:
+        cases = [key(f"transfer_{width}", scale, rate, s) for s in TRANSFER_SEEDS]
+        losses = [rows.get(case, {}).get("validation_loss") for case in cases]
+        if None not in losses:
+            found.append((rate, statistics.mean(losses)))
+    return found
 
 
 def draw(document: dict, path: Path) -> None:
@@ -88,7 +92,8 @@ def draw(document: dict, path: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.set(xlabel="learning rate of hidden matrices", title=f'scale="{scale}"')
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel(f"validation loss after {STEPS} steps")
+    seeds = len(TRANSFER_SEEDS)
+    panels[0].set_ylabel(f"validation loss after {STEPS} steps, mean of {seeds} seeds")
     panels[-1].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without a date and with names of parts that repeat, the same rows draw one file.

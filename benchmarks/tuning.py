@@ -47,6 +47,13 @@ def next_trial(
     return climb.proposal(dict(start), one.ladders, climb.by_loss(tried))
 
 
+def settled(one: Contestant, tried: list[dict]) -> bool:
+    """Whether every neighbour of the best trial was tried, each on its ladders."""
+    known = [row["settings"] for row in tried]
+    around = climb.neighbours(climb.by_loss(tried)[0]["settings"], one.ladders)
+    return all(settings in known for settings in around)
+
+
 def best(task_name: str, one: Contestant, ledger: Ledger) -> dict:
     """The best trial of a contestant."""
     tried = ledger.rows("tune", task_name, one.name)

@@ -1,6 +1,7 @@
 """Runs of the comparison of optimizers: real ones, their times, and the figure."""
 
 import functools
+import inspect
 import json
 import sys
 import types
@@ -12,25 +13,7 @@ import optax
 import pytest
 
 import optax_muon
-from tests.convergence_small import SHAPE, forever, letters, small_task, stub
-
-pytestmark = pytest.mark.usefixtures("benchmark_modules")
-
-
-@pytest.fixture(scope="module")
-def task(benchmark_modules):
-    """A task of the first one's name that takes a moment."""
-    return small_task("gpt")
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    """What is run from here on, instead of running it."""
-    import training
-
-    found = []
-    monkeypatch.setattr(training, "measure", stub(found))
-    return found
+from tests.convergence.small import SHAPE, forever, letters, small_task
 
 
 def test_a_real_run_learns_repeats_itself_and_stops_when_it_diverges(task):
@@ -58,13 +41,18 @@ def test_a_run_is_that_of_the_example(task):
     import training
     from gpt_example import loop, model, recipes
 
-    start, shape = field.DEFAULT.start, model.GPTConfig(**SHAPE)
+    settings, shape = recipes.TUNED["muon"], model.GPTConfig(**SHAPE)
+    start = settings | {"momentum": default(optax_muon.muon, "momentum")}
     config = loop.TrainConfig(batch=2, steps=50, seed=3, evaluate_every=50)
-    optimizer = recipes.build("muon", start, config.steps)
+    optimizer = recipes.build("muon", settings, config.steps)
     _, history = loop.train(shape, config, letters(), optimizer, label="")
     row = training.measure(task, field.DEFAULT, start, 3)
     # Sums in another order: seen 2e-7 after these steps, times 100 for other machines.
     assert row["validation_loss"] == pytest.approx(history.final, abs=2e-5)
+
+
+def default(function, argument):
+    return inspect.signature(function).parameters[argument].default
 
 
 def test_all_that_compete_can_be_built_and_step(task):
@@ -135,20 +123,23 @@ def test_transfer_runs_are_drawn(runs, tmp_path, monkeypatch):
     )
     out = tmp_path / "rows.json"
     convergence.main(["--out", str(out), "--part", "transfer"])
-    assert len(runs) == len(transfer.WIDTHS) * 2 * 7
-    assert {seed for *_, seed in runs} == {transfer.SEED}
+    assert len(runs) == len(transfer.WIDTHS) * 2 * 7 * 2
+    assert {seed for *_, seed in runs} == {0, 1}
     runs.clear()
     convergence.main(["--out", str(out), "--part", "transfer"])
     assert runs == []
     document = ledger.load(out)
     # 0.128 and 0.256 diverged.
-    assert [rate for rate, _ in transfer.curve(document, 64, "adam_rms")] == [
-        *(0.004, 0.008, 0.016, 0.032, 0.064)
-    ]
-    convergence.main(["--out", str(out), "--plot"])
+    losses = dict(transfer.curve(document, 64, "adam_rms"))
+    assert list(losses) == [0.004, 0.008, 0.016, 0.032, 0.064]
+    # The mean over seeds of one rung, decay 0.1, and a thousandth for seed 1.
+    assert losses[0.032] == pytest.approx(1.1005, abs=1e-4)
+    book = ledger.Ledger(out)
+    book.define("tasks", "gpt", small_task("gpt").conditions())
+    convergence.main(["--out", str(out), "--report"])
     drawn = (tmp_path / "transfer.svg").read_bytes()
     assert b"</svg>" in drawn
-    convergence.main(["--out", str(out), "--plot"])
+    convergence.main(["--out", str(out), "--report"])
     assert (tmp_path / "transfer.svg").read_bytes() == drawn
 
 
@@ -186,7 +177,7 @@ def test_scion_is_the_recipe(task):
     import field
 
     params = task.start(0)
-    settings = field.SCION.start | {"others": 1.0}
+    settings = field.SCION.start | {"others": 1.0, "momentum": 0.9}
     ours = field.scion(settings, lambda peak: peak)
     recipe = optax_muon.scion(settings["learning_rate"])
     gradients = jax.tree.map(jnp.cos, params)

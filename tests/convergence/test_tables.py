@@ -2,9 +2,15 @@
 
 import math
 
-import pytest
-
-pytestmark = pytest.mark.usefixtures("benchmark_modules")
+SETTINGS = {
+    "muon": {
+        "learning_rate": 0.032,
+        "rest_learning_rate": 0.032,
+        "weight_decay": 0.1,
+        "momentum": 0.85,
+    },
+    "same": {"others": 2.0},
+}
 
 
 def document():
@@ -21,56 +27,83 @@ def document():
     seeds = {
         f"gpt/{name}/{seed}": {
             "source": "1",
-            "settings": {},
+            "settings": SETTINGS.get(name, {}),
             "validation_loss": loss,
             "validation": [[100, 2.4], [200, 2.0], [300, loss or 9.0]],
         }
         for name, losses in finals.items()
         for seed, loss in enumerate(losses)
     }
-    tune = {f"gpt/{name}/{trial}": {"source": "1"} for name in finals for trial in "01"}
+    tune = {
+        f"gpt/{name}/{trial}": {
+            "source": "1",
+            "settings": SETTINGS.get(name, {}),
+            "validation_loss": 1.0,
+        }
+        for name in finals
+        for trial in "01"
+    }
     conditions = {"about": "a GPT", "unit": "nats", "steps": 300}
     return {
         "results": {
             "tasks": {"gpt": conditions, "later": conditions},
-            "contestants": {name: {} for name in [*finals, "new"]},
+            "contestants": {name: {"about": "is it"} for name in [*finals, "new"]},
             "absent": {"rollfast": {"reason": "not installed"}},
             "tune": tune,
             "seeds": seeds,
-            "times": {"gpt": {"by_adamw": {"muon": {"median": 1.234}}}},
-        }
+            "times": {
+                "gpt": {
+                    "processors": 2,
+                    "seconds": {"muon": {"median": 0.5}, "good": {"median": 0.25}},
+                    "by_adamw": {"muon": {"median": 1.234}, "good": {"median": 0.6}},
+                }
+            },
+        },
+        "environment": {"cpu": "Z80"},
     }
+
+
+def rows(text):
+    """Cells by the first one's name, of all tables."""
+    lines = [line for line in text.splitlines() if line[:3] == "| `"]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [(first.strip("`"), others) for first, *others in cells]
 
 
 def test_the_table_says_what_the_rows_say():
     import convergence_table
 
     text = convergence_table.markdown(document())
-    lines = {row.split("`")[1]: row for row in text.splitlines() if row[:3] == "| `"}
-    cells = {
-        name: [cell.strip() for cell in row.strip("|").split("|")][1:]
-        for name, row in lines.items()
-    }
-    assert list(lines) == [
+    found = rows(text)
+    cells = dict(found[:7])
+    assert list(cells) == [
         *("good", "same", "muon", "poor", "adamw_split", "adamw", "bad")
     ]
     assert "**a GPT**: 300 steps, nats, 2 trials each" in text
-    assert text.count("| optimizer |") == 1  # `later` has no runs
-    # Between 2.0 at 200 and 1.62 at 300, 1.8 is passed at 252.6.
+    assert text.count("| optimizer | final loss") == 1  # `later` has no runs
+    # Between 2.0 at 200 and 1.62 at 300, 1.72 is passed at 273.7, and 1.8 at 252.6.
+    settings = "0.032, 0.032, 0.1, 0.85 °"  # none of its neighbours was tried
     assert cells["muon"] == [
-        *("1.620 (1.600 to 1.640)", "", "-0.100 ± 0.000", "253", "1.23", "")
+        *("1.620 (1.600 to 1.640)", "", "", "274", "253", settings)
     ]
     # Differences -.10, -.10, -.09, -.10, -.11: deviation .00707 / sqrt(5) * 2.776.
-    assert cells["good"][1:3] == ["-0.100 ± 0.009", "-0.200 ± 0.009"]
-    assert [cells[name][-1] for name in ("good", "same", "poor", "adamw")] == [
-        *("helps", "no difference", "worse", "worse")
+    assert cells["good"][1:3] == ["-0.100 ± 0.009", "helps"]
+    assert [cells[name][2] for name in ("same", "poor", "adamw")] == [
+        *("no difference", "worse", "worse")
     ]
-    assert cells["bad"][:2] == ["diverged (1.700 to diverged)", ""]
-    assert cells["good"][-2] == "not measured"
-    assert cells["adamw"][3] == "300"
+    assert cells["bad"][:3] == ["diverged (1.700 to diverged)", "", ""]
+    assert cells["adamw"][3:5] == ["never", "300"]
+    assert cells["same"][-1] == "others 2"  # nobody's whom the field knows
     assert "`rollfast` is missing: not installed." in text
+    assert "- `good`: is it" in text
     assert "Not all runs yet: new." in text
     assert "states of" not in text
+    # Wall-clock: 273.7 steps of half a second, the quickest first.
+    assert found[7:] == [
+        ("good", ["0.60", *("61", "56")]),
+        ("muon", ["1.23", *("137", "126")]),
+    ]
+    assert "on 2 processors of a Z80" in text
 
 
 def test_crossings_are_between_evaluations():
@@ -90,5 +123,5 @@ def test_runs_of_two_settings_are_not_averaged():
     results = document()
     results["results"]["seeds"]["gpt/good/3"]["settings"] = {"learning_rate": 1.0}
     text = convergence_table.markdown(results)
-    assert "| `good`" not in text
+    assert "good" not in [name for name, _ in rows(text)[:6]]
     assert "Not all runs yet: good, new" in text

@@ -6,25 +6,7 @@ import math
 
 import pytest
 
-from tests.convergence_small import forever, named, small_task, stub
-
-pytestmark = pytest.mark.usefixtures("benchmark_modules")
-
-
-@pytest.fixture(scope="module")
-def task(benchmark_modules):
-    """A task of the first one's name that takes a moment."""
-    return small_task("gpt")
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    """What is run from here on, instead of running it."""
-    import training
-
-    found = []
-    monkeypatch.setattr(training, "measure", stub(found))
-    return found
+from tests.convergence.small import forever, named, small_task
 
 
 def test_each_gets_as_many_trials_in_turn_on_the_tuning_seed_alone(
@@ -169,6 +151,19 @@ def test_the_best_of_the_first_task_and_the_default_go_on(runs, tmp_path, monkey
     assert len(gone_on) == 4 + 3
 
 
+def test_runs_that_are_equal_bit_by_bit_take_one_place(tmp_path):
+    import convergence
+    import ledger
+
+    book = ledger.Ledger(tmp_path / "rows.json")
+    known = {one.name: one for one in named("a", "b", "c", "d", "e")}
+    for name, loss in zip(known, (1.5, 1.2, 1.2, 1.3, 1.4), strict=True):
+        for seed in ledger.SEEDS:
+            row = {"settings": {}, "validation_loss": loss + seed}
+            book.put("seeds", f"gpt/{name}/{seed}", row)
+    assert convergence.leaders(known, book) == ["b", "d", "e"]
+
+
 def test_rows_of_other_conditions_are_refused(task, tmp_path, monkeypatch):
     import ledger
     import machine
@@ -189,7 +184,8 @@ def test_rows_of_other_conditions_are_refused(task, tmp_path, monkeypatch):
     changed = named("a")[0].definition() | {"about": "b()"}
     with pytest.raises(UsageError, match=r"another about.*--forget a"):
         again.define("contestants", "a", changed)
-    assert again.forget("a") == 2
+    again.put("times", "gpt", {"seconds": {"a": 1.0}})
+    assert again.forget("a") == 3  # and the times, which were taken in turn
     again.define("contestants", "a", changed)
     assert ledger.Ledger(path).rows("tune", "gpt", "a") == []
 
@@ -221,7 +217,7 @@ def test_the_command_line_says_what_it_cannot_do(runs, tmp_path, monkeypatch, ca
     monkeypatch.setattr(conditions, "task", functools.cache(small_task))
     out = ["--out", str(tmp_path / "rows.json")]
     for flags, reason in (
-        (["--table"], "there is no such file"),
+        (["--report"], "there is no such file"),
         (["--contestants", "sgd"], r"sgd: there is no such contestant.*Choose among"),
         (["--contestants", "muon", "--part", "times"], "times is measured for all at"),
         (["--part", "seeds"], "has had 0 of its 3 trials"),
@@ -233,7 +229,10 @@ def test_the_command_line_says_what_it_cannot_do(runs, tmp_path, monkeypatch, ca
     assert runs == []
     convergence.main([*out, "--contestants", "muon", "--task", "gpt"])
     assert len(runs) == 3 + 5
-    convergence.main([*out, "--table"])
-    assert "| `muon` |" in capsys.readouterr().out
+    convergence.main([*out, "--report"])
+    assert capsys.readouterr().out == "wrote rows.md\n"
+    assert "| `muon` |" in (tmp_path / "rows.md").read_text()
+    with pytest.raises(SystemExit, match=r"--forget = 0: no task or contestant of"):
+        convergence.main([*out, "--forget", "0"])
     convergence.main([*out, "--forget", "muon"])
     assert "dropped 9 rows" in capsys.readouterr().out
