@@ -52,7 +52,7 @@ compare: $(VENV)/installed
 	$(BIN)/python examples/gpt/compare.py $(ARGS)
 
 # Recipes and variants against each other, AdamW and peers: some hours, in any pieces
-# (ARGS="--budget-minutes 9"). Tables alone: ARGS=--table
+# (ARGS="--budget-minutes 9"). Tables and figure: ARGS=--report
 convergence: $(VENV)/installed
 	$(BIN)/python benchmarks/convergence.py $(ARGS)
 

@@ -52,7 +52,9 @@ def in_parameters_dtype(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
         like = updates if params is None else params
-        steps, state = tx.update(_as_wide_as(like, updates), state, params, **extra_args)
+        steps, state = tx.update(
+            _as_wide_as(like, updates), state, params, **extra_args
+        )
         return optax.tree.cast_like(steps, like), state
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
@@ -63,9 +65,10 @@ def _as_wide_as(tree: Any, updates: Any) -> Any:
     leaves, treedef = jax.tree.flatten(updates)
 
     def widened(x: Any, leaf: Any) -> Any:
-        narrow, dtype = jnp.result_type(x), jnp.result_type(leaf)
-        real = all(jnp.issubdtype(one, jnp.floating) for one in (narrow, dtype))
-        wide = jnp.promote_types(narrow, dtype)
-        return jnp.asarray(x).astype(wide) if real else x
+        dtypes = jnp.result_type(x), jnp.result_type(leaf)
+        if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
+            return x
+        return jnp.asarray(x).astype(jnp.promote_types(*dtypes))
 
-    return treedef.unflatten(map(widened, leaves, jax.tree.leaves(tree)))
+    wide = map(widened, leaves, jax.tree.leaves(tree))
+    return jax.tree.unflatten(treedef, wide)

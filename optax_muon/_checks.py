@@ -87,3 +87,30 @@ def float_dtype(argument: str, value: Any) -> np.dtype | None:
             "use float32. Set jax.config.update('jax_enable_x64', True) first."
         )
     return dtype
+
+
+def check_compiled_in(argument: str, value: Any, fits: bool, wanted: str) -> None:
+    """Raise unless `value`, which decides what is compiled, `fits`: is `wanted`.
+
+    Arrays never are: `optax.inject_hyperparams` traces all numbers it is not told of.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits:
+        raise ValueError(
+            f"{argument}={value!r} must be {wanted}: it is compiled in. Name it in "
+            "static_args of optax.inject_hyperparams, which makes arrays of numbers."
+        )
+
+
+def check_positive_int(argument: str, value: Any) -> None:
+    """Raise unless `value`, which decides what is compiled, is an int of at least 1."""
+    fits = isinstance(value, int) and value >= 1
+    check_compiled_in(argument, value, fits, "a positive int")
+
+
+def check_part(argument: str, part: Any, example: str) -> None:
+    """Raise unless `part` is a transformation, such as `example`."""
+    if not isinstance(part, optax.GradientTransformation):
+        raise TypeError(
+            f"{argument}={part!r} is no optax.GradientTransformation; pass one, "
+            f"such as {example}."
+        )

@@ -13,7 +13,7 @@ from optax_muon._functions import OrthogonalizerLike
 from optax_muon._muon import scale_by_muon
 from optax_muon._orthogonalize import orthogonalize_updates
 from optax_muon._resolution import MatrixAxesLike
-from optax_muon._route import check_part, routed
+from optax_muon._route import routed
 from optax_muon._sharding import ShardingLike
 from optax_muon._trace import accumulate_momentum
 
@@ -51,9 +51,11 @@ class Common:
         _checks.check_coefficient("adam_b2", self.adam_b2)
         _checks.check_coefficient("adam_eps", self.adam_eps, below=math.inf)
         if self.normalizer is not None:
-            check_part("normalizer", self.normalizer, "normalize_neurons()")
+            example = "optax_muon.normalize_neurons()"
+            _checks.check_part("normalizer", self.normalizer, example)
         if self.preconditioner is not None:
-            check_part("preconditioner", self.preconditioner, "equilibrate()")
+            example = "optax_muon.equilibrate()"
+            _checks.check_part("preconditioner", self.preconditioner, example)
 
     @property
     def where(self) -> dict[str, Any]:

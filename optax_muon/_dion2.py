@@ -77,12 +77,8 @@ def scale_by_dion2(
     [[2.85 0.  ]
      [0.   0.5 ]]
     """
-    if not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
-        raise ValueError(
-            f"fraction={fraction!r} must be a number in (0, 1]: it decides the shapes "
-            "that are compiled. Name it in static_args of optax.inject_hyperparams, "
-            "which makes arrays of numbers."
-        )
+    fits = isinstance(fraction, (int, float)) and 0 < fraction <= 1
+    _checks.check_compiled_in("fraction", fraction, fits, "a number in (0, 1]")
     _checks.check_coefficient("decay", decay)
     stored_dtype = _checks.float_dtype("momentum_dtype", momentum_dtype)
     configuration = as_orthogonalizer(orthogonalizer)

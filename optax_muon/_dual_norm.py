@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_muon import _checks
 from optax_muon._casts import at_least_float32
 from optax_muon._resolution import MatrixAxesLike
 from optax_muon._sharding import ShardingLike
@@ -49,11 +50,7 @@ def scale_by_dual_norm(
     [[ 3.5  0. ]
      [ 0.  -3.5]]
     """
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(
-            f"inner={inner!r} is no optax.GradientTransformation; pass one, such as "
-            "optax_muon.orthogonalize_updates()."
-        )
+    _checks.check_part("inner", inner, "optax_muon.orthogonalize_updates()")
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> Any:

@@ -33,7 +33,7 @@ class SecondMomentState:
 
 
 def normalize_neurons(
-    beta2: float = 0.95,
+    beta2: _checks.Scalar = 0.95,
     *,
     matrix_axes: MatrixAxesLike = None,
     sharding: ShardingLike = None,
@@ -50,7 +50,8 @@ def normalize_neurons(
     polar factors, and squares of much larger or smaller entries do not fit float32.
 
     Args:
-      beta2: decay of the second moment, in [0, 1); 0 equalises the neurons' norms.
+      beta2: decay of the second moment, in [0, 1), a float or a scalar array; 0
+        equalises the neurons' norms.
       matrix_axes: as in `scale_by_muon`; pass the same there and here.
       sharding: likewise: second moments are laid out so, and inside a user's own
         `jax.shard_map` it tells over which mesh axes a matrix is to be summed.
@@ -72,7 +73,7 @@ def normalize_neurons(
 
 
 def normalize_entries(
-    beta2: float = 0.95,
+    beta2: _checks.Scalar = 0.95,
     *,
     matrix_axes: MatrixAxesLike = None,
     sharding: ShardingLike = None,
@@ -118,7 +119,7 @@ def normalize_entries(
 
 def _normalizer(
     name: str,
-    beta2: float,
+    beta2: _checks.Scalar,
     by_neuron: bool,
     matrix_axes: MatrixAxesLike,
     sharding: ShardingLike,

@@ -117,12 +117,10 @@ def _speedrun_momentum(total_steps: int | None) -> optax.Schedule:
     rise = optax.linear_schedule(0.85, 0.95, 300)
     if total_steps is None:
         return rise
-    if not isinstance(total_steps, int) or total_steps < 350:
-        raise ValueError(
-            f"total_steps={total_steps!r} must be an int of at least 350: 300 steps in "
-            "which momentum grows, and 50 in which it falls; or None for no fall. Name "
-            "it in static_args of optax.inject_hyperparams, which makes arrays of it."
-        )
+    # Momentum grows in 300 steps and falls in 50.
+    fits = isinstance(total_steps, int) and total_steps >= 350
+    wanted = "an int of at least 350, or None for a momentum that does not fall"
+    _checks.check_compiled_in("total_steps", total_steps, fits, wanted)
     fall = optax.linear_schedule(0.95, 0.85, 50)
     return optax.join_schedules([rise, fall], [total_steps - 50])
 

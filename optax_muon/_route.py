@@ -1,9 +1,8 @@
 """Matrices to one transformation, all other leaves to another."""
 
-from typing import Any
-
 import optax
 
+from optax_muon import _checks
 from optax_muon._alike import checked_against_parameters
 from optax_muon._casts import float16_as_float32, in_parameters_dtype
 from optax_muon._moments import keep_sharding
@@ -47,8 +46,8 @@ def route(
     >>> params = {"kernel": jnp.eye(2, 3), "bias": jnp.ones(3)}
     >>> updates, state = tx.update(params, tx.init(params), params)
     """
-    for argument, part in (("matrices", matrices), ("others", others)):
-        check_part(argument, part, "scale_by_muon()")
+    _checks.check_part("matrices", matrices, "optax_muon.scale_by_muon()")
+    _checks.check_part("others", others, "optax.adamw(1e-3)")
     return routed("route", matrices, others, matrix_axes, sharding)
 
 
@@ -66,12 +65,3 @@ def routed(
         lambda tree: labels(whole_leaves(tree, sharding, name)[1], matrix_axes),
     )
     return checked_against_parameters(name, in_parameters_dtype(parts))
-
-
-def check_part(argument: str, part: Any, example: str) -> None:
-    """Raise unless `part` is a transformation, such as `example`."""
-    if not isinstance(part, optax.GradientTransformation):
-        raise TypeError(
-            f"{argument}={part!r} is no optax.GradientTransformation; pass one, "
-            f"such as optax_muon.{example}."
-        )

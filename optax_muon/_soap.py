@@ -118,8 +118,8 @@ def scale_by_soap(
     if statistics_beta is not None:
         _checks.check_coefficient("statistics_beta", statistics_beta)
     _checks.check_coefficient("eps", eps, below=math.inf)
-    _check_positive_int("frequency", frequency)
-    _check_positive_int("max_dim", max_dim)
+    _checks.check_positive_int("frequency", frequency)
+    _checks.check_positive_int("max_dim", max_dim)
     _checks.check_bool("one_sided", one_sided)
     stored_dtype = _checks.float_dtype("momentum_dtype", momentum_dtype)
 
@@ -243,11 +243,3 @@ def _of_leaf(
         *(jnp.asarray(c, dtype) for c in coefficients),
     )
     return from_matrices(direction, view).astype(g.dtype), stats
-
-
-def _check_positive_int(argument: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(
-            f"{argument}={value!r} must be a positive int: it is compiled in. Name it "
-            "in static_args of optax.inject_hyperparams, which makes arrays of numbers."
-        )

@@ -17,7 +17,7 @@ from tests.recipes import (
     RECIPES,
     assert_close,
     assert_identical,
-    every_recipe,
+    every_kind,
     matrices,
     model,
     types,
@@ -49,7 +49,7 @@ def assert_continues(recipe, restored):
     assert types(state) == types(plain.states[3])
 
 
-@every_recipe
+@every_kind
 def test_flax_bytes(recipe):
     stored = serialization.to_bytes(trained(recipe))
     restored = serialization.from_bytes(fresh(recipe), stored)
@@ -57,7 +57,7 @@ def test_flax_bytes(recipe):
     assert_continues(recipe, restored)
 
 
-@every_recipe
+@every_kind
 def test_flax_state_dict(recipe):
     stored = serialization.to_state_dict(trained(recipe))
     # Nested dicts down to the arrays: a type unknown to Flax would be left as it is.
@@ -149,7 +149,7 @@ def test_restored_shapes_are_checked_at_the_next_update():
         tx.update(wide, state)
 
 
-@every_recipe
+@every_kind
 def test_orbax_into_an_abstract_tree(recipe, tmp_path):
     saved = trained(recipe)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -162,7 +162,7 @@ def test_orbax_into_an_abstract_tree(recipe, tmp_path):
     assert_continues(recipe, restored)
 
 
-@every_recipe
+@every_kind
 def test_orbax_manager(recipe, tmp_path):
     plain = recipe.plain
     with ocp.CheckpointManager(tmp_path) as manager:
@@ -225,7 +225,7 @@ def pickled(x):
 copies = pytest.mark.parametrize("duplicate", [pickled, copy.copy, copy.deepcopy])
 
 
-@every_recipe
+@every_kind
 @copies
 def test_copies_of_states(recipe, duplicate):
     assert_identical(duplicate(trained(recipe)), trained(recipe))

@@ -10,7 +10,7 @@ import pytest
 import optax_muon
 from tests.recipes import (
     assert_close,
-    every_recipe,
+    every_kind,
     gradients,
     matrices,
     model,
@@ -66,7 +66,7 @@ def wrap(recipe, wrapper):
     return factory(**recipe.arguments)
 
 
-@every_recipe
+@every_kind
 @pytest.mark.parametrize("wrapper", ["alone", "injected"])
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 def test_later_steps_compile_nothing(recipe, wrapper, jit):
@@ -93,7 +93,7 @@ def test_equal_optimizers_share_one_program():
     assert found == []
 
 
-@every_recipe
+@every_kind
 def test_scan(recipe):
     plain = recipe.plain
     step = train_step(recipe.make())
@@ -111,7 +111,7 @@ def test_scan(recipe):
     assert_close(state, plain.states[-1])
 
 
-@every_recipe
+@every_kind
 def test_vmap_over_an_ensemble(recipe):
     plain, tx = recipe.plain, recipe.make()
     # The second member starts elsewhere and gets the gradients in another order.
@@ -130,7 +130,7 @@ def test_vmap_over_an_ensemble(recipe):
     assert_close(state, stack(plain.states[-1], second.states[-1]))
 
 
-@every_recipe
+@every_kind
 def test_ahead_of_time(recipe):
     plain = recipe.plain
     step = jax.jit(train_step(recipe.make()))
@@ -141,7 +141,7 @@ def test_ahead_of_time(recipe):
     assert_close(state, plain.states[1])
 
 
-@every_recipe
+@every_kind
 def test_donation(recipe):
     plain = recipe.plain
     # A warning, here an error, if a buffer is of no use for an output.
@@ -169,7 +169,7 @@ def flat_step(recipe):
     return jax.jit(flat), leaves
 
 
-@every_recipe
+@every_kind
 def test_export_and_call(recipe):
     step, leaves = flat_step(recipe)
     stored = jax.export.export(step)(*leaves).serialize()
@@ -178,7 +178,7 @@ def test_export_and_call(recipe):
     assert_close(list(results), expected)
 
 
-@every_recipe
+@every_kind
 @pytest.mark.parametrize(
     "platforms", [["tpu"], ["cuda"], ["cpu", "tpu", "cuda"]], ids="+".join
 )

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optax_muon
-from tests.recipes import every_recipe, gradients, matrices, model, types
+from tests.recipes import every_kind, gradients, matrices, model, types
 
 
 def records(state):
@@ -22,7 +22,7 @@ def leaf_paths(state):
     return [path for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
 
 
-@every_recipe
+@every_kind
 def test_records_are_frozen_and_do_not_unpack(recipe):
     for state in records(recipe.make().init(recipe.params())):
         field = dataclasses.fields(state)[0].name
@@ -40,7 +40,7 @@ def test_muon_state_takes_its_fields_by_position_and_by_name():
         optax_muon.MuonState(1)
 
 
-@every_recipe
+@every_kind
 def test_every_leaf_has_a_path_of_names(recipe):
     names = jax.tree_util.GetAttrKey, jax.tree_util.DictKey
     for path in leaf_paths(recipe.plain.states[0]):
@@ -93,7 +93,7 @@ def test_optax_tree_get_does_not_find_the_momentum():
     assert optax.tree.get(state, "mu") is not None
 
 
-@every_recipe
+@every_kind
 def test_map_params_maps_all_but_the_counters(recipe):
     """As `optax.tree.map_params` is used to shard a state like the parameters."""
     kinds = optax.tree.map_params(
@@ -107,7 +107,7 @@ def test_map_params_maps_all_but_the_counters(recipe):
         assert kind == ("other" if counter else "like a parameter")
 
 
-@every_recipe
+@every_kind
 def test_abstract_init_is_the_real_one(recipe):
     params = recipe.plain.params[0]
     assert types(jax.eval_shape(recipe.make().init, params)) == types(
@@ -118,7 +118,7 @@ def test_abstract_init_is_the_real_one(recipe):
 FLOATS = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64]
 
 
-@every_recipe
+@every_kind
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.__name__)
 def test_types_stay_from_step_to_step(recipe, dtype):
     with jax.enable_x64(dtype == jnp.float64):

@@ -1,0 +1,61 @@
+"""`route`: what `muon` does with its two chains, for chains of a user's own."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from optax_muon import MatrixAxes, muon, route, scale_by_muon, scale_by_shape
+from tests.recipes import assert_close, gradients, model, run
+
+
+def hand_made(**where):
+    matrices = optax.chain(
+        scale_by_muon(scale=None, **where),
+        scale_by_shape("adam_rms", **where),
+        optax.add_decayed_weights(0.1),
+        optax.scale_by_learning_rate(1e-2),
+    )
+    others = optax.adamw(1e-3, b2=0.95, weight_decay=0.1)
+    return route(matrices, others, **where)
+
+
+@pytest.mark.parametrize("axes", [None, lambda path, leaf: MatrixAxes(1, 0)])
+def test_muon_made_by_hand(axes):
+    params = model()
+    if axes is not None:
+        params = {"up": params["up"]["kernel"], "down": params["down"]["kernel"]}
+    ready = muon(1e-2, weight_decay=0.1, adam_learning_rate=1e-3, matrix_axes=axes)
+    ours, theirs = (
+        run(tx, params, gradients(params))
+        for tx in (hand_made(matrix_axes=axes), ready)
+    )
+    assert_close(ours.updates, theirs.updates)
+
+
+def test_extra_arguments_reach_both_chains():
+    def shifted(updates, state, params=None, *, by, **extra_args):
+        return jax.tree.map(lambda x: x + by, updates), state
+
+    part = optax.GradientTransformationExtraArgs(optax.init_empty_state, shifted)
+    params = model()
+    tx = route(part, part)
+    updates, _ = tx.update(params, tx.init(params), params, by=1.0)
+    assert_close(updates, jax.tree.map(lambda x: x + 1, params))
+
+
+def test_what_cannot_be_routed():
+    for name, parts in (
+        ("matrices", (0.1, optax.adam(1e-3))),
+        ("others", (scale_by_muon(), optax.adam)),
+    ):
+        with pytest.raises(
+            TypeError, match=rf"{name}=.* is no optax.Gradient.*such as"
+        ):
+            route(*parts)
+    tx, params = hand_made(), model()
+    with pytest.raises(ValueError, match=r"(?s)strange.*matrix_axes"):
+        tx.init({"strange": jnp.ones((2, 3, 4))})
+    state, (gradient,) = tx.init(params), gradients(params, 1)
+    with pytest.raises(ValueError, match=r"route got gradients unlike the parameters"):
+        tx.update({"up": gradient["up"]}, state, params)
