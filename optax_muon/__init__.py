@@ -2,7 +2,7 @@
 
 The pipeline, in the order of the code:
 
-    gradient -> route (_route, _routing, _resolution)
+    gradient -> route (_route, _rules, _resolution)
       -> momentum (_trace, _momentum; _soap) -> balance neurons (_norms)
       -> [ view as matrices (_placement) -> stack (_stacking)
            -> move shards to owners (_exchange) -> polar factor (_functions, _parts)
@@ -82,9 +82,9 @@ from optax_muon._qk_rules import flax_qk_leaves as flax_qk_leaves
 from optax_muon._qk_rules import mla_qk_leaves as mla_qk_leaves
 from optax_muon._recipes import muon as muon
 from optax_muon._route import route as route
-from optax_muon._routing import flax_matrix_axes as flax_matrix_axes
-from optax_muon._routing import fused as fused
-from optax_muon._routing import stacked as stacked
+from optax_muon._rules import flax_matrix_axes as flax_matrix_axes
+from optax_muon._rules import fused as fused
+from optax_muon._rules import stacked as stacked
 from optax_muon._scaling import scale_by_shape as scale_by_shape
 from optax_muon._scion import scion as scion
 from optax_muon._shampoo import scale_by_shampoo as scale_by_shampoo

@@ -15,7 +15,7 @@ from optax_muon._matrix_axes import (
     path_names,
 )
 from optax_muon._placement import whole_leaves
-from optax_muon._routing import Rule
+from optax_muon._rules import Rule
 from optax_muon._sharding import ShardingLike
 
 DimensionNumbersLike = Any

@@ -21,7 +21,7 @@ from optax_muon._muon import scale_by_muon
 from optax_muon._optax_iteration import STANDARD, optax_iteration
 from optax_muon._placement import whole_leaves
 from optax_muon._resolution import ADAM, MUON, labels
-from optax_muon._routing import Rule
+from optax_muon._rules import Rule
 from optax_muon._scaling import scale_by_shape
 from optax_muon._sharding import ShardingLike, read_layout
 

@@ -18,7 +18,7 @@ from optax_muon._orthogonalize import orthogonalize_updates
 from optax_muon._orthogonalizers import NewtonSchulz
 from optax_muon._placement import whole_leaves
 from optax_muon._resolution import as_rule
-from optax_muon._routing import Rule, flax_matrix_axes, flax_role
+from optax_muon._rules import Rule, flax_matrix_axes, flax_role
 from optax_muon._scaling import scale_by_shape
 from optax_muon._sharding import ShardingLike
 from optax_muon._statistics import Matrices, on_matrices

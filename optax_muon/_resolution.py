@@ -16,7 +16,7 @@ from optax_muon._matrix_axes import (
     UndecidedLeafError,
     path_names,
 )
-from optax_muon._routing import Rule, flax_matrix_axes
+from optax_muon._rules import Rule, flax_matrix_axes
 
 MatrixAxesLike = Rule | MatrixAxes | Any | None
 """A rule, a tree (or tree prefix) of MatrixAxes | None, or None: `flax_matrix_axes`."""

@@ -130,7 +130,7 @@ def test_a_rule_sees_the_same_names_in_init_and_update_of_nnx_optimizer():
     in_update = seen.copy()
 
     def names(calls):
-        return {(optax_muon._routing.path_names(path), shape) for path, shape in calls}
+        return {(optax_muon._rules.path_names(path), shape) for path, shape in calls}
 
     paths = {tuple(path.split("/")) for path in routing_cases.NNX_MLP}
     assert {path for path, _ in names(in_init)} == paths
