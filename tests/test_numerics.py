@@ -30,6 +30,14 @@ CASES = [case for case in ALL if None not in spectra.worst(*case)]
 REFUSED = [case for case in ALL if case not in CASES]
 BFLOAT16, FLOAT64 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float64)
 
+# float16 rounds less than bfloat16: but for the default table it is for .ci/run.
+BY_COST = [
+    pytest.param(*case, marks=pytest.mark.slow)
+    if case[2] == "float16" and case[0] != NewtonSchulz().coefficients
+    else case
+    for case in CASES
+]
+
 # m, n, random spectra (and as many of random entries) beside the zoo's.
 SHAPES = ((32, 128, 55), (40, 40, 55), (96, 384, 0))
 
@@ -47,7 +55,7 @@ def check(found, limits):
     assert not beyond
 
 
-@pytest.mark.parametrize(("name", "method", "dtype"), CASES)
+@pytest.mark.parametrize(("name", "method", "dtype"), BY_COST)
 def test_close_to_the_polynomial_on_every_spectrum(name, method, dtype):
     case = name, method, dtype
     # The largest is for what is required of the form from so many rows on.
