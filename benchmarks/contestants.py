@@ -26,6 +26,10 @@ LADDERS = {
 MOMENTUM = 0.85
 START = recipes.TUNED["muon"] | {"momentum": MOMENTUM}
 START_AT_JORDANS_SCALE = START | {"learning_rate": 2 * START["learning_rate"]}
+# For those whose momentum is not searched for.
+START_WITHOUT_MOMENTUM = {
+    key: value for key, value in START_AT_JORDANS_SCALE.items() if key != "momentum"
+}
 EARLIER = "`muon`, `adamw` and `adamw_split`"
 # Not in question, so all that let one choose get the same: Adam's decay rates, and no
 # decay of what it trains.

@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace) -> None:
     if "lengths" in options.part:
         chosen = [known[n] for n in (field.DEFAULT.name, *leaders(known, ledger))]
         chosen.append(rivals.CONTRIB)
-        lengths.measure(first, chosen, (rivals.SPLIT, rivals.CONTRIB), ledger, check)
+        lengths.measure(first, chosen, lengths.RIVALS, ledger, check)
     if "times" in options.part:
         steps.time_steps(first, list(known.values()), ledger, check)
     if "transfer" in options.part:

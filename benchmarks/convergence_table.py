@@ -122,7 +122,7 @@ def shortest_runs(document: dict) -> str | None:
     if not searched:
         return None
     full = document["results"]["tasks"][conditions.FIRST]["steps"]
-    rivals = (SPLIT.name, CONTRIB.name)
+    rivals = [rival.name for rival in lengths.RIVALS]
     rows = [
         [
             f"`{name}`",

@@ -18,11 +18,12 @@ from contestants import (
     SHARED,
     START,
     START_AT_JORDANS_SCALE,
+    START_WITHOUT_MOMENTUM,
     Contestant,
     Rate,
     recipe,
 )
-from rivals import ADAMW, CONTRIB, SPLIT, absent, rollfast_muon
+from rivals import ADAMW, CONTRIB, CONTRIB_95, SPLIT, absent, rollfast_muon
 
 muon = functools.partial(optax_muon.muon, **SHARED)
 DEFAULT = recipe("muon", "muon()", muon, everywhere=True)
@@ -123,11 +124,7 @@ def published() -> tuple[Contestant, ...]:
             "speedrun(), its decay on matrices alone and Adam's b1 0.9; its momentum "
             "rises by itself, to 0.95 at the end of 300 steps",
             functools.partial(optax_muon.speedrun, **SHARED),
-            {
-                "learning_rate": 2 * START["learning_rate"],
-                "rest_learning_rate": START["rest_learning_rate"],
-                "weight_decay": 3.0,
-            },
+            START_WITHOUT_MOMENTUM | {"weight_decay": 3.0},
             ladders=LADDERS | {"weight_decay": (0.0, 1.0, 3.0, 10.0, 30.0)},
         ),
         SCION,
@@ -207,9 +204,12 @@ DUAL_NORM = Contestant(
 )
 
 
+RIVALS = (ADAMW, SPLIT, CONTRIB, CONTRIB_95)
+
+
 @functools.cache
 def competitors() -> dict[str, Contestant]:
     """All that can run here."""
     peers = () if absent() else (rollfast_muon(),)
-    found = (DEFAULT, *published(), *variants(), ADAMW, SPLIT, CONTRIB, *peers)
+    found = (DEFAULT, *published(), *variants(), *RIVALS, *peers)
     return {one.name: one for one in found}

@@ -13,10 +13,12 @@ import training
 import tuning
 from contestants import Contestant
 from ledger import SEEDS, Ledger, key
+from rivals import CONTRIB, CONTRIB_95, SPLIT
 from store import UsageError
 from tasks import CHUNK, Task
 from verdicts import crossing, finals, runs
 
+RIVALS = (SPLIT, CONTRIB, CONTRIB_95)
 Lengths = dict[int, float]  # the final loss of runs of so many steps, of one seed
 
 

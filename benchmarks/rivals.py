@@ -10,7 +10,14 @@ import optax
 
 import machine
 import optax_muon
-from contestants import SHARED, START_AT_JORDANS_SCALE, Contestant, Rate, recipe
+from contestants import (
+    SHARED,
+    START_AT_JORDANS_SCALE,
+    START_WITHOUT_MOMENTUM,
+    Contestant,
+    Rate,
+    recipe,
+)
 from gpt_example import recipes
 
 
@@ -63,19 +70,24 @@ SPLIT = Contestant(
     adamw_split,
     everywhere=True,
 )
+contrib = functools.partial(
+    optax.contrib.muon,
+    muon_weight_dimension_numbers=dimension_numbers(optax.contrib.MuonDimensionNumbers),
+    **SHARED,
+)
 CONTRIB = recipe(
     "optax_contrib",
     "optax.contrib.muon on the same matrices",
-    functools.partial(
-        optax.contrib.muon,
-        muon_weight_dimension_numbers=dimension_numbers(
-            optax.contrib.MuonDimensionNumbers
-        ),
-        **SHARED,
-    ),
+    contrib,
     START_AT_JORDANS_SCALE,
     momentum="beta",
     everywhere=True,
+)
+CONTRIB_95 = recipe(
+    "optax_contrib_95",
+    "optax.contrib.muon with its own beta, 0.95, and the rest tuned",
+    contrib,
+    START_WITHOUT_MOMENTUM,
 )
 
 
