@@ -12,7 +12,6 @@ Afterwards `--report` writes the tables, and draws how rates transfer to widths.
 
 import argparse
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -27,10 +26,10 @@ import steps
 import training
 import transfer
 import tuning
+import verdicts
 from contestants import Contestant
 from ledger import Ledger
 from store import UsageError, load
-from verdicts import finals
 
 RESULTS = Path(__file__).parent / "results"
 # The work of contestants one by one, and that which is of no use in pieces.
@@ -153,28 +152,19 @@ def entrants(name: str, chosen: list[str] | None, ledger: Ledger) -> list[Contes
 
 
 def leaders(known: dict[str, Contestant], ledger: Ledger) -> list[str]:
-    """The best on the first task, of those that do not run everywhere anyway.
-
-    Two whose runs are equal bit by bit are one: MuonClip is Moonlight while it clips
-    nothing.
-    """
-    losses = {
-        name: finals(ledger.document, conditions.FIRST, name)
-        for name, one in known.items()
-        if not one.everywhere
-    }
-    waiting = [name for name, found in losses.items() if not found]
+    """The best on the first task, of those that do not run everywhere anyway."""
+    among = [name for name, one in known.items() if not one.everywhere]
+    first, document = conditions.FIRST, ledger.document
+    waiting = [name for name in among if not verdicts.finals(document, first, name)]
     if waiting:
         raise UsageError(
             "--task",
             "those after the first",
-            f"who is among the best is open while runs on {conditions.FIRST} are "
-            f"missing, of {', '.join(waiting)}",
-            f"Run --task {conditions.FIRST} first, or name --contestants",
+            f"who is among the best is open while runs on {first} are missing, of "
+            f"{', '.join(waiting)}",
+            f"Run --task {first} first, or name --contestants",
         )
-    ranking = sorted(losses, key=lambda name: statistics.mean(losses[name]))
-    distinct = {tuple(losses[name]): name for name in reversed(ranking)}
-    return [name for name in ranking if name in distinct.values()][:BEST]
+    return verdicts.leaders(document, first, among, BEST)
 
 
 def deadline(minutes: float) -> Callable[[], None]:

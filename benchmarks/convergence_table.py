@@ -11,11 +11,19 @@ from contestants import EARLIER
 from ledger import SEEDS
 from rivals import ADAMW, CONTRIB, SPLIT
 from tasks import CHUNK
-from verdicts import difference, finals, runs, steps_to_final
+from verdicts import (
+    difference,
+    finals,
+    leaders,
+    ranking,
+    runs,
+    steps_to_final,
+)
 
 DEFAULT = field.DEFAULT.name
 MISSING = "not measured"
 OPEN = "°"
+SHOWN = 3  # of the best, in the excerpt
 HEAD = (
     "optimizer",
     "final loss: mean (lowest to highest)",
@@ -65,17 +73,23 @@ def names(document: dict) -> list[str]:
 def table(document: dict, task: str) -> str:
     """One task: a line a contestant."""
     config = document["results"]["tasks"][task]
-    losses = {name: finals(document, task, name) for name in names(document)}
-    ranking = sorted(
-        (name for name in losses if losses[name]),
-        key=lambda name: statistics.mean(losses[name]),
-    )
-    counts = {len(trials(document, task, name)) for name in ranking}
+    ranked = ranking(document, task, names(document))
+    counts = {len(trials(document, task, name)) for name in ranked}
     spent = "/".join(map(str, sorted(counts)))
     title = f"**{config['about']}**: {config['steps']} steps, {config['unit']}, {spent}"
     return f"{title} trials each\n\n" + grid(
-        HEAD, [line(document, task, name) for name in ranking]
+        HEAD, [line(document, task, name) for name in ranked]
     )
+
+
+def excerpt(document: dict) -> str:
+    """The first task's best, default and rivals, without their settings."""
+    rivals = [one.name for one in field.RIVALS]
+    others = [name for name in names(document) if name not in (DEFAULT, *rivals)]
+    best = leaders(document, conditions.FIRST, others, SHOWN)
+    shown = ranking(document, conditions.FIRST, [DEFAULT, *best, *rivals])
+    rows = [line(document, conditions.FIRST, name)[:-1] for name in shown]
+    return grid(HEAD[:-1], rows)
 
 
 def line(document: dict, task: str, name: str) -> list[str]:

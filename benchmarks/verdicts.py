@@ -7,6 +7,7 @@ by seed, and what a seed does to all of them cancels.
 import dataclasses
 import math
 import statistics
+from collections.abc import Iterable
 
 from ledger import SEEDS, key
 
@@ -52,6 +53,24 @@ def finals(document: dict, task: str, name: str) -> list[float]:
         math.inf if row["validation_loss"] is None else row["validation_loss"]
         for row in runs(document, task, name)
     ]
+
+
+def ranking(document: dict, task: str, names: Iterable[str]) -> list[str]:
+    """Those of `names` that have run, best first."""
+    losses = {name: finals(document, task, name) for name in names}
+    ran = (name for name in losses if losses[name])
+    return sorted(ran, key=lambda name: statistics.mean(losses[name]))
+
+
+def leaders(document: dict, task: str, names: Iterable[str], count: int) -> list[str]:
+    """The best `count`; of those whose runs are equal bit by bit only the first.
+
+    MuonClip is Moonlight while it clips nothing.
+    """
+    found: dict[tuple[float, ...], str] = {}
+    for name in ranking(document, task, names):
+        found.setdefault(tuple(finals(document, task, name)), name)
+    return list(found.values())[:count]
 
 
 def difference(document: dict, task: str, name: str, other: str) -> Difference | None:

@@ -98,7 +98,7 @@ def test_the_table_says_what_the_rows_say():
     assert "- `good`: is it" in text
     assert "Not all runs yet: new." in text
     assert "states of" not in text
-    # Wall-clock: 273.7 steps of half a second, 259.6 of a quarter; the quickest first.
+    # Wall-clock: 273.7 steps of half a second, 259.2 of a quarter; the quickest first.
     assert found[7:] == [
         ("good", ["0.60", *("65", "61")]),
         ("muon", ["1.23", *("137", "126")]),
@@ -125,3 +125,19 @@ def test_runs_of_two_settings_are_not_averaged():
     text = convergence_table.markdown(results)
     assert "good" not in [name for name, _ in rows(text)[:6]]
     assert "Not all runs yet: good, new" in text
+
+
+def test_the_excerpt_is_of_the_best_and_the_rivals():
+    import convergence_table
+
+    found = rows(convergence_table.excerpt(document()))
+    assert [name for name, _ in found] == [
+        *("good", "same", "muon", "poor", "adamw_split", "adamw")
+    ]
+    assert found[0][1] == [
+        "1.520 (1.500 to 1.530)",
+        "-0.100 ± 0.009",
+        "helps",
+        "259",
+        "243",
+    ]
