@@ -8,8 +8,9 @@ import field
 import lengths
 import tuning
 from contestants import EARLIER
-from ledger import SEEDS
+from ledger import CONFIRMING_SEEDS, SEEDS
 from rivals import ADAMW, CONTRIB, SPLIT
+from selection import FINALISTS, trials
 from tasks import CHUNK
 from verdicts import (
     difference,
@@ -35,17 +36,19 @@ HEAD = (
 )
 RULE = f"""How to read this:
 
-- Losses are those of {len(SEEDS)} seeds, none of them the tuning seed, with the best \
-settings of equally many trials on that. Settings are the rates of the matrices and of \
-all else, weight decay and momentum (AdamW's b1); others have their names. {OPEN}: the \
-search is open: a neighbour of the best on its ladders was not tried.
+- Losses are those of {len(SEEDS)} seeds, none of them a tuning seed, with the best \
+settings of equally many trials: all run on one tuning seed, the best {FINALISTS} of \
+each on {len(CONFIRMING_SEEDS)} more, and the mean decides. Settings are the rates of \
+the matrices and of all else, weight decay and momentum (AdamW's b1); others have \
+their names. {OPEN}: the search is open: a neighbour of the best on its ladders was \
+not tried.
 - On the first task the searches of {EARLIER} began where earlier ones of the same \
 model had ended. All others began at those settings of `{DEFAULT}`, at a rate that \
 makes their steps about as large.
 - Differences are taken seed by seed: their mean, and half its 95 % interval \
 (Student's t). A contestant *helps* or is *worse* where the interval leaves zero out; \
 else there is *no difference* that five seeds can show. So one verdict in twenty is \
-chance; and what choosing settings by one seed adds is not in the intervals.
+chance; and what choosing settings by few seeds adds is not in the intervals.
 - Steps to a loss are read off the curve of a full run, whose rate has not come down \
 by then: the median over seeds, linear between evaluations every {CHUNK} steps.
 - Adam trains all but the matrices, with the same decay rates and without weight \
@@ -115,19 +118,13 @@ def settings_in_words(document: dict, task: str, name: str) -> str:
     settings = runs(document, task, name)[0]["settings"]
     known = field.competitors().get(name)
     tried = trials(document, task, name)
-    is_open = known is not None and not tuning.settled(known, tried)
+    is_open = known is not None and not tuning.settled(known, settings, tried)
     plain = ("learning_rate", "rest_learning_rate", "weight_decay", "momentum")
     words = [
         f"{value:g}" if key in plain else f"{key} {value:g}"
         for key, value in settings.items()
     ]
     return ", ".join(words) + (f" {OPEN}" if is_open else "")
-
-
-def trials(document: dict, task: str, name: str) -> list[dict]:
-    prefix = f"{task}/{name}/"
-    rows = document["results"].get("tune", {})
-    return [row for case, row in rows.items() if case.startswith(prefix)]
 
 
 def shortest_runs(document: dict) -> str | None:

@@ -11,7 +11,8 @@ import conditions
 import training
 from contestants import Contestant
 from gpt_example import climb
-from ledger import SEEDS, TUNING_SEED, Ledger, key
+from ledger import CONFIRMING_SEEDS, SEEDS, TUNING_SEED, Ledger, key
+from selection import confirming_case, finalists, winner
 from store import UsageError
 from tasks import CHUNK, Task
 
@@ -35,6 +36,23 @@ def tune(
             case = key(task.name, one.name, len(tried))
             ledger.put("tune", case, row)
             say(f"tune {task.name} {one.name}, trial {budget}", row)
+    confirm(task, entrants, ledger, check)
+
+
+def confirm(
+    task: Task, entrants: Sequence[Contestant], ledger: Ledger, check: Check
+) -> None:
+    """Run the best trials of each on other tuning seeds as well."""
+    for seed in CONFIRMING_SEEDS:
+        for one in entrants:
+            for number, row in finalists(ledger.document, task.name, one.name):
+                case = confirming_case(task.name, one.name, number, seed)
+                if ledger.row("confirm", case) is not None:
+                    continue
+                check()
+                again = training.measure(task, one, row["settings"], seed)
+                ledger.put("confirm", case, again)
+                say(f"confirm {task.name} {one.name}, seed {seed}", again)
 
 
 def next_trial(
@@ -43,28 +61,32 @@ def next_trial(
     """On the first task a search begins at `one.start`, elsewhere where that ended."""
     start = one.start
     if task.name != conditions.FIRST and not tried:
-        start = best(conditions.FIRST, one, ledger)["settings"]
+        start = best(conditions.FIRST, one, ledger)
     return climb.proposal(dict(start), one.ladders, climb.by_loss(tried))
 
 
-def settled(one: Contestant, tried: list[dict]) -> bool:
-    """Whether every neighbour of the best trial was tried, each on its ladders."""
+def settled(one: Contestant, chosen: dict, tried: list[dict]) -> bool:
+    """Whether every neighbour of the chosen settings was tried, each on its ladders."""
     known = [row["settings"] for row in tried]
-    around = climb.neighbours(climb.by_loss(tried)[0]["settings"], one.ladders)
+    around = climb.neighbours(chosen, one.ladders)
     return all(settings in known for settings in around)
 
 
 def best(task_name: str, one: Contestant, ledger: Ledger) -> dict:
-    """The best trial of a contestant."""
-    tried = ledger.rows("tune", task_name, one.name)
-    if not tried:
+    """The settings that won.
+
+    Raises:
+      UsageError: that is open.
+    """
+    found = winner(ledger.document, task_name, one.name)
+    if found is None:
         raise UsageError(
             "--contestants",
             one.name,
-            f"it has no trial on {task_name}",
+            f"its search on {task_name} is not over",
             f"Run --task {task_name} --part tune first",
         )
-    return climb.by_loss(tried)[0]
+    return found
 
 
 def report(
@@ -96,7 +118,7 @@ def tuned(task: Task, one: Contestant, ledger: Ledger) -> dict:
             f"{task.name}",
             f"Run --task {task.name} --part tune first",
         )
-    return best(task.name, one, ledger)["settings"]
+    return best(task.name, one, ledger)
 
 
 def say(what: str, row: dict) -> None:

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Iterable
 
 from ledger import SEEDS, key
+from selection import winner
 
 # Student's t with 4 degrees of freedom, two-sided 95 %: for the mean of 5 differences.
 T95 = {5: 2.776}
@@ -37,12 +38,13 @@ class Difference:
 def runs(document: dict, task: str, name: str) -> list[dict]:
     """The rows of all reported seeds, in order; none unless all are there.
 
-    Nor where some are of other settings than others: better ones were found since, and
+    Nor where some are of other settings than won: better ones were found since, and
     not all runs repeated yet.
     """
     rows = document["results"].get("seeds", {})
     found = [rows.get(key(task, name, seed)) for seed in SEEDS]
-    if None in found or any(row["settings"] != found[0]["settings"] for row in found):
+    settings = winner(document, task, name)
+    if None in (*found, settings) or any(row["settings"] != settings for row in found):
         return []
     return found
 

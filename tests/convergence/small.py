@@ -65,3 +65,12 @@ def stub(found):
         }
 
     return measure
+
+
+def won(name, settings, task="gpt"):
+    """Rows by part of a search that is over: two trials, of `settings` both."""
+    row = {"source": "1", "settings": settings, "validation_loss": 1.0}
+    return {
+        "tune": {f"{task}/{name}/{trial}": row for trial in range(2)},
+        "confirm": {f"{task}/{name}/0/{seed}": row for seed in (101, 102)},
+    }

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tests.convergence.small import forever, named, small_task
+from tests.convergence.small import forever, named, small_task, won
 
 
 def test_each_gets_as_many_trials_in_turn_on_the_tuning_seed_alone(
@@ -15,19 +15,22 @@ def test_each_gets_as_many_trials_in_turn_on_the_tuning_seed_alone(
     import ledger
     import tuning
 
-    assert ledger.TUNING_SEED not in ledger.SEEDS
+    assert not {ledger.TUNING_SEED, *ledger.CONFIRMING_SEEDS} & set(ledger.SEEDS)
     book = ledger.Ledger(tmp_path / "rows.json")
     tuning.tune(task, named("a", "b", "c"), book, forever)
-    assert [name for _, name, _, _ in runs] == ["a", "b", "c"] * task.trials
-    assert {seed for *_, seed in runs} == {ledger.TUNING_SEED}
+    trials, confirmations = runs[: 3 * task.trials], runs[3 * task.trials :]
+    assert [name for _, name, _, _ in trials] == ["a", "b", "c"] * task.trials
+    assert {seed for *_, seed in trials} == {ledger.TUNING_SEED}
+    # Then the best two of each, on two more seeds.
+    assert [(seed, name) for _, name, _, seed in confirmations] == [
+        (seed, name) for seed in (101, 102) for name in "aabbcc"
+    ]
     for name in "abc":
         settings = [row["settings"] for row in book.rows("tune", "gpt", name)]
         assert len(settings) == task.trials
         assert all(settings.count(one) == 1 for one in settings)
     # The search climbs: 0.016, 0.032, and from there 0.064.
-    assert tuning.best("gpt", named("a")[0], book)["settings"] == {
-        "learning_rate": 0.064
-    }
+    assert tuning.best("gpt", named("a")[0], book) == {"learning_rate": 0.064}
 
 
 def test_a_search_goes_on_where_it_stopped_and_repeats_nothing(task, runs, tmp_path):
@@ -59,7 +62,7 @@ def test_a_search_goes_on_where_it_stopped_and_repeats_nothing(task, runs, tmp_p
     assert runs == []
     # Who comes later is given the same, and nobody else anything.
     tuning.tune(task, named("a", "b", "late"), ledger.Ledger(path), forever)
-    assert [name for _, name, _, _ in runs] == ["late"] * task.trials
+    assert [name for _, name, _, _ in runs] == ["late"] * (task.trials + 4)
 
 
 def test_a_search_ends_where_ladders_do(runs, tmp_path):
@@ -72,7 +75,7 @@ def test_a_search_ends_where_ladders_do(runs, tmp_path):
     )
     book = ledger.Ledger(tmp_path / "rows.json")
     tuning.tune(small_task("gpt"), [one], book, forever)
-    assert [settings for _, _, settings, _ in runs] == [
+    assert [settings for _, _, settings, _ in runs[:2]] == [
         {"learning_rate": 1.0},
         {"learning_rate": 2.0},
     ]
@@ -118,7 +121,9 @@ def test_other_tasks_begin_at_the_best_of_the_first(task, runs, tmp_path):
 
     wide = small_task("gpt_width_128", trials=1)
     book = ledger.Ledger(tmp_path / "rows.json")
-    with pytest.raises(UsageError, match=r"a: it has no trial on gpt\. Run --task gpt"):
+    with pytest.raises(
+        UsageError, match=r"a: its search on gpt is not over\. Run --task"
+    ):
         tuning.tune(wide, named("a"), book, forever)
     tuning.tune(task, named("a"), book, forever)
     tuning.tune(wide, named("a"), book, forever)
@@ -158,6 +163,9 @@ def test_runs_that_are_equal_bit_by_bit_take_one_place(tmp_path):
     book = ledger.Ledger(tmp_path / "rows.json")
     known = {one.name: one for one in named("a", "b", "c", "d", "e")}
     for name, loss in zip(known, (1.5, 1.2, 1.2, 1.3, 1.4), strict=True):
+        for part, rows in won(name, {}).items():
+            for case, row in rows.items():
+                book.put(part, case, row)
         for seed in ledger.SEEDS:
             row = {"settings": {}, "validation_loss": loss + seed}
             book.put("seeds", f"gpt/{name}/{seed}", row)
@@ -228,11 +236,33 @@ def test_the_command_line_says_what_it_cannot_do(runs, tmp_path, monkeypatch, ca
     assert "minutes are spent" in capsys.readouterr().err
     assert runs == []
     convergence.main([*out, "--contestants", "muon", "--task", "gpt"])
-    assert len(runs) == 3 + 5
+    assert len(runs) == 3 + 2 * 2 + 5
     convergence.main([*out, "--report"])
     assert capsys.readouterr().out == "wrote rows.md\n"
     assert "| `muon` |" in (tmp_path / "rows.md").read_text()
     with pytest.raises(SystemExit, match=r"--forget = 0: no task or contestant of"):
         convergence.main([*out, "--forget", "0"])
     convergence.main([*out, "--forget", "muon"])
-    assert "dropped 9 rows" in capsys.readouterr().out
+    assert "dropped 13 rows" in capsys.readouterr().out
+
+
+def test_the_mean_over_tuning_seeds_decides(task, tmp_path):
+    """Not the seed on which one of them was the best by luck."""
+    import ledger
+    import selection
+
+    book = ledger.Ledger(tmp_path / "rows.json")
+    losses = {0: (1.0, 1.5, 1.5), 1: (1.1, 1.2, 1.2), 2: (1.3, 0.1, 0.1)}
+    for number, (first, *others) in losses.items():
+        row = {"settings": {"learning_rate": number}}
+        book.put("tune", f"gpt/a/{number}", row | {"validation_loss": first})
+        if number < 2:
+            assert selection.winner(book.document, "gpt", "a") is None
+        for seed, loss in zip((101, 102), others, strict=True):
+            case = selection.confirming_case("gpt", "a", number, seed)
+            book.put("confirm", case, row | {"validation_loss": loss})
+    # The third was not among the best two.
+    assert selection.winner(book.document, "gpt", "a") == {"learning_rate": 1}
+    case = selection.confirming_case("gpt", "a", 1, 102)
+    book.put("confirm", case, row | {"validation_loss": None})  # it diverged
+    assert selection.winner(book.document, "gpt", "a") == {"learning_rate": 0}

@@ -2,6 +2,8 @@
 
 import math
 
+from tests.convergence.small import won
+
 SETTINGS = {
     "muon": {
         "learning_rate": 0.032,
@@ -34,14 +36,10 @@ def document():
         for name, losses in finals.items()
         for seed, loss in enumerate(losses)
     }
-    tune = {
-        f"gpt/{name}/{trial}": {
-            "source": "1",
-            "settings": SETTINGS.get(name, {}),
-            "validation_loss": 1.0,
-        }
-        for name in finals
-        for trial in "01"
+    searches = [won(name, SETTINGS.get(name, {})) for name in finals]
+    parts = {
+        part: {case: row for found in searches for case, row in found[part].items()}
+        for part in ("tune", "confirm")
     }
     conditions = {"about": "a GPT", "unit": "nats", "steps": 300}
     return {
@@ -49,7 +47,7 @@ def document():
             "tasks": {"gpt": conditions, "later": conditions},
             "contestants": {name: {"about": "is it"} for name in [*finals, "new"]},
             "absent": {"rollfast": {"reason": "not installed"}},
-            "tune": tune,
+            **parts,
             "seeds": seeds,
             "times": {
                 "gpt": {
@@ -122,9 +120,11 @@ def test_runs_of_two_settings_are_not_averaged():
 
     results = document()
     results["results"]["seeds"]["gpt/good/3"]["settings"] = {"learning_rate": 1.0}
+    del results["results"]["confirm"]["gpt/same/0/102"]  # who won is open
     text = convergence_table.markdown(results)
-    assert "good" not in [name for name, _ in rows(text)[:6]]
-    assert "Not all runs yet: good, new" in text
+    ranked = [name for name, _ in rows(text)[:5]]
+    assert ranked == ["muon", "poor", "adamw_split", "adamw", "bad"]
+    assert "Not all runs yet: good, same, new" in text
 
 
 def test_the_excerpt_is_of_the_best_and_the_rivals():
