@@ -2,10 +2,11 @@
 
     python benchmarks/convergence.py
 
-Each contestant is tuned alike on one seed, then runs on five others (`tuning`). Every
-run is kept as it ends, and the next call goes on from there, so that the table can be
-built in pieces: `--budget-minutes 9` stops in good order. Two processes may share the
-work, each with `--contestants` and a processor of its own (`taskset -c 0`).
+Each contestant is tuned alike on seeds of their own, then runs on five others
+(`tuning`). Every run is kept as it ends, and the next call goes on from there, so that
+the table can be built in pieces: `--budget-minutes 9` stops in good order. Two
+processes may share the work, each with `--contestants` and a processor of its own
+(`taskset -c 0`).
 
 Afterwards `--report` writes the tables, and draws how rates transfer to widths.
 """
@@ -73,7 +74,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.part is None:  # a piece of the runs, or everything
         options.part = RUNS if options.contestants or options.task else PARTS
-    options.task = options.task or tasks
     return options
 
 
@@ -90,15 +90,17 @@ def report(path: Path) -> None:
 def measure(options: argparse.Namespace) -> None:
     """Run what is missing of the parts asked for."""
     whole = [part for part in options.part if part not in RUNS]
-    if options.contestants and whole:
-        raise UsageError(
-            "--contestants",
-            " ".join(options.contestants),
-            f"the part {whole[0]} is measured for all at once",
-            f"Leave out --contestants, or --part {whole[0]}",
-        )
+    for flag in ("contestants", "task"):
+        chosen = getattr(options, flag)
+        if chosen and whole:
+            raise UsageError(
+                f"--{flag}",
+                " ".join(chosen),
+                f"the part {whole[0]} chooses for itself what it measures",
+                f"Leave out --{flag}, or --part {whole[0]}",
+            )
     ledger, check = Ledger(options.out), deadline(options.budget_minutes)
-    for name in options.task:
+    for name in options.task or conditions.MAKERS:
         compare(name, options, ledger, check)
     first, known = conditions.task(conditions.FIRST), field.competitors()
     if "lengths" in options.part:
@@ -152,8 +154,15 @@ def entrants(name: str, chosen: list[str] | None, ledger: Ledger) -> list[Contes
 
 
 def leaders(known: dict[str, Contestant], ledger: Ledger) -> list[str]:
-    """The best on the first task, of those that do not run everywhere anyway."""
-    among = [name for name, one in known.items() if not one.everywhere]
+    """The best on the first task, of those that do not run everywhere anyway.
+
+    Rivals are not among them: one that does not run everywhere is to be beaten there.
+    """
+    among = [
+        name
+        for name, one in known.items()
+        if not one.everywhere and one not in field.RIVALS
+    ]
     first, document = conditions.FIRST, ledger.document
     waiting = [name for name in among if not verdicts.finals(document, first, name)]
     if waiting:

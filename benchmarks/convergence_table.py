@@ -44,7 +44,8 @@ their names. {OPEN}: the search is open: a neighbour of the best on its ladders 
 not tried.
 - On the first task the searches of {EARLIER} began where earlier ones of the same \
 model had ended. All others began at those settings of `{DEFAULT}`, at a rate that \
-makes their steps about as large.
+makes their steps about as large; `scion`, `muon_hyperball` and `speedrun`, which have \
+settings of other kinds, partly at guesses.
 - Differences are taken seed by seed: their mean, and half its 95 % interval \
 (Student's t). A contestant *helps* or is *worse* where the interval leaves zero out; \
 else there is *no difference* that five seeds can show. So one verdict in twenty is \
@@ -208,7 +209,8 @@ def who(document: dict) -> str:
 def cautions(document: dict) -> list[str]:
     """What a reader must know besides."""
     results = document["results"]
-    rows = [row for part in ("tune", "seeds") for row in results.get(part, {}).values()]
+    parts = ("tune", "confirm", "seeds", "lengths", "transfer")
+    rows = [row for part in parts for row in results.get(part, {}).values()]
     states = {row["source"] for row in rows}
     notes = []
     if len(states) > 1:

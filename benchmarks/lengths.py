@@ -32,7 +32,8 @@ def measure(
     """Search each entrant's shortest run that ends below each rival's, seed by seed."""
     for one in entrants:
         for rival in rivals:
-            for seed, target in enumerate(targets(task, one, rival, ledger)):
+            found = targets(task, one, rival, ledger)
+            for seed, target in zip(SEEDS, found, strict=False):
                 search(task, one, seed, target, ledger, check)
         training.forget_programs()
 
@@ -49,7 +50,9 @@ def targets(
                 f"full runs of {name} on {task.name} are missing",
                 f"Run --task {task.name} --part tune seeds first",
             )
-    return [] if one is rival else finals(ledger.document, task.name, rival.name)
+    if one is rival:
+        return []
+    return finals(ledger.document, task.name, rival.name)
 
 
 def search(
@@ -69,8 +72,8 @@ def search(
         steps = (short + enough) // 2 // CHUNK * CHUNK
         check()
         settings = tuning.tuned(task, one, ledger)
-        row = training.measure(shortened(task, steps), one, settings, SEEDS[seed])
-        ledger.put("lengths", key(task.name, one.name, SEEDS[seed], steps), row)
+        row = training.measure(shortened(task, steps), one, settings, seed)
+        ledger.put("lengths", key(task.name, one.name, seed, steps), row)
         tuning.say(f"{task.name} in {steps} steps, {one.name}, seed {seed}", row)
 
 
@@ -84,15 +87,15 @@ def losses(document: dict, task: str, name: str, seed: int) -> Lengths:
     full = runs(document, task, name)
     if not full:
         return {}
-    prefix = key(task, name, SEEDS[seed], "")
+    of_seed, prefix = full[SEEDS.index(seed)], key(task, name, seed, "")
     rows = document["results"].get("lengths", {})
     shorter = {
         int(case.removeprefix(prefix)): row["validation_loss"]
         for case, row in rows.items()
-        if case.startswith(prefix) and row["settings"] == full[seed]["settings"]
+        if case.startswith(prefix) and row["settings"] == of_seed["settings"]
     }
     steps = document["results"]["tasks"][task]["steps"]
-    found = shorter | {steps: full[seed]["validation_loss"]}
+    found = shorter | {steps: of_seed["validation_loss"]}
     return {n: math.inf if loss is None else loss for n, loss in found.items()}
 
 
@@ -112,7 +115,7 @@ def shortest(document: dict, task: str, name: str, rival: str) -> list[float]:
     Infinite where the full run ends above the rival's; [] while the search is open.
     """
     found = []
-    for seed, target in enumerate(finals(document, task, rival)):
+    for seed, target in zip(SEEDS, finals(document, task, rival), strict=False):
         known = losses(document, task, name, seed)
         short, enough = bracket(known, target)
         if enough is None and known:

@@ -64,7 +64,10 @@ def load(path: Path) -> dict:
     """The document in a file of results."""
     if not path.exists():
         raise UsageError(
-            "--out", path.name, "there is no such file", "Run without --table first"
+            "--out",
+            path.name,
+            "there is no such file",
+            "Measure first: run without this flag",
         )
     return json.loads(path.read_text())
 

@@ -11,12 +11,7 @@ import pytest
 import optax_muon
 from optax_muon import Svd
 from tests import references
-from tests.followed import (
-    ATOL,
-    LEAVES,
-    LR,
-    assert_follows,
-)
+from tests.followed import ATOL, LEAVES, LR, assert_follows
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -7,15 +7,7 @@ import pytest
 
 import optax_muon
 from optax_muon import Svd
-from tests.followed import (
-    AXES,
-    LEAVES,
-    LR,
-    SEPARATE,
-    assert_follows,
-    draw,
-    reference,
-)
+from tests.followed import AXES, LEAVES, LR, SEPARATE, assert_follows, draw, reference
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -8,14 +8,7 @@ import pytest
 
 import optax_muon
 from optax_muon import MatrixAxes, Svd
-from tests.followed import (
-    ATOL,
-    AXES,
-    LR,
-    assert_follows,
-    draw,
-    reference,
-)
+from tests.followed import ATOL, AXES, LR, assert_follows, draw, reference
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -6,13 +6,7 @@ import pytest
 
 import optax_muon
 from optax_muon import MatrixAxes, NormBall, Svd
-from tests.followed import (
-    AXES,
-    LR,
-    assert_follows,
-    draw,
-    reference,
-)
+from tests.followed import AXES, LR, assert_follows, draw, reference
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -227,7 +227,8 @@ def test_the_command_line_says_what_it_cannot_do(runs, tmp_path, monkeypatch, ca
     for flags, reason in (
         (["--report"], "there is no such file"),
         (["--contestants", "sgd"], r"sgd: there is no such contestant.*Choose among"),
-        (["--contestants", "muon", "--part", "times"], "times is measured for all at"),
+        (["--contestants", "muon", "--part", "times"], "times chooses for itself"),
+        (["--task", "autoencoder", "--part", "lengths"], "lengths chooses for itself"),
         (["--part", "seeds"], "has had 0 of its 3 trials"),
     ):
         with pytest.raises(SystemExit, match=reason):

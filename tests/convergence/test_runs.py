@@ -18,6 +18,7 @@ from tests.convergence.small import SHAPE, forever, letters, small_task
 
 def test_a_real_run_learns_repeats_itself_and_stops_when_it_diverges(task):
     import field
+    import machine
     import training
 
     muon = field.competitors()["muon"]
@@ -25,6 +26,8 @@ def test_a_real_run_learns_repeats_itself_and_stops_when_it_diverges(task):
     assert [step for step, _ in row["validation"]] == [25, 50]
     # Better than any byte, log 256, and no better than any letter.
     assert np.log(26) < row["validation_loss"] == row["validation"][-1][1] < 4.5
+    assert row["source"] == machine.source()
+    assert row["program"] == training.program() != row["source"]
     at_the_end = training.measure(task, muon, muon.start, 0)
     assert at_the_end["validation_loss"] == row["validation_loss"]
     other = training.measure(task, muon, muon.start, 1)
@@ -34,6 +37,31 @@ def test_a_real_run_learns_repeats_itself_and_stops_when_it_diverges(task):
     lost = training.measure(task, muon, wild, 0, 25)
     assert lost["validation_loss"] is None
     assert json.loads(json.dumps(lost, allow_nan=False))["validation"] == []
+
+
+def test_a_fingerprint_is_of_names_and_contents(tmp_path):
+    import machine
+    import training
+
+    def fingerprint(**files):
+        for path in tmp_path.iterdir():
+            path.unlink()
+        for name, text in files.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        return machine.fingerprint(tmp_path, tmp_path.glob("*.py"))
+
+    seen = [
+        fingerprint(a="1", b="2"),
+        fingerprint(a="1", b="3"),
+        fingerprint(a="1", c="2"),
+        fingerprint(a="1"),
+    ]
+    assert len(set(seen)) == 4
+    assert fingerprint(b="2", a="1") == seen[0]
+    # What decides a run, each of them there.
+    names = {path.name for path in training.DECIDES}
+    assert {"training.py", "field.py", "rivals.py", "model.py", "loop.py"} <= names
+    assert all(path.exists() for path in training.DECIDES)
 
 
 def test_a_run_is_that_of_the_example(task):
