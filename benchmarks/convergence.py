@@ -24,6 +24,7 @@ import field
 import lengths
 import rivals
 import steps
+import switching
 import training
 import transfer
 import tuning
@@ -35,7 +36,7 @@ from store import UsageError, load
 RESULTS = Path(__file__).parent / "results"
 # The work of contestants one by one, and that which is of no use in pieces.
 RUNS = ("tune", "seeds")
-PARTS = (*RUNS, "lengths", "times", "transfer")
+PARTS = (*RUNS, "lengths", "switching", "times", "transfer")
 BEST = 3  # how many go on to the other tasks, besides those that run everywhere
 
 
@@ -107,6 +108,8 @@ def measure(options: argparse.Namespace) -> None:
         chosen = [known[n] for n in (field.DEFAULT.name, *leaders(known, ledger))]
         chosen.append(rivals.CONTRIB)
         lengths.measure(first, chosen, lengths.RIVALS, ledger, check)
+    if "switching" in options.part:
+        switching.measure(first, ledger, check)
     if "times" in options.part:
         steps.time_steps(first, list(known.values()), ledger, check)
     if "transfer" in options.part:

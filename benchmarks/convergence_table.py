@@ -6,6 +6,7 @@ import statistics
 import conditions
 import field
 import lengths
+import switching
 import tuning
 from contestants import EARLIER
 from ledger import CONFIRMING_SEEDS, SEEDS
@@ -14,8 +15,10 @@ from selection import FINALISTS, trials
 from tasks import CHUNK
 from verdicts import (
     difference,
+    final,
     finals,
     leaders,
+    median_crossing,
     ranking,
     runs,
     steps_to_final,
@@ -65,7 +68,12 @@ def markdown(document: dict) -> str:
         for task in document["results"].get("tasks", {})
         if any(finals(document, task, name) for name in names(document))
     ]
-    parts = (shortest_runs(document), step_times(document), who(document))
+    parts = (
+        shortest_runs(document),
+        switched(document),
+        step_times(document),
+        who(document),
+    )
     found = [*tables, RULE, *filter(None, parts), *cautions(document)]
     return "\n\n".join(found) + "\n"
 
@@ -98,12 +106,10 @@ def excerpt(document: dict) -> str:
 
 def line(document: dict, task: str, name: str) -> list[str]:
     """A contestant's row."""
-    losses = finals(document, task, name)
     default = difference(document, task, name, DEFAULT)
     return [
         f"`{name}`",
-        f"{number(statistics.mean(losses))} ({number(min(losses))} to "
-        f"{number(max(losses))})",
+        spread(finals(document, task, name)),
         f"{default.mean:+.3f} ± {default.margin:.3f}" if default else "",
         default.verdict if default else "",
         *(
@@ -163,6 +169,24 @@ def shares(steps: list[float], full: int) -> str:
     return f"{steps_in_words(middle)} ({ends}){share}"
 
 
+def switched(document: dict) -> str | None:
+    """What the default reaches at multiples of AdamW's rate, on the first task."""
+    task, rows = conditions.FIRST, []
+    for factor in switching.FACTORS:
+        found = switching.runs(document, task, factor)
+        if found:
+            steps = median_crossing(found, finals(document, task, SPLIT.name))
+            losses = [final(row) for row in found]
+            rows.append([f"{factor} times", spread(losses), steps_in_words(steps)])
+    if not rows:
+        return None
+    return (
+        f"**Coming from AdamW**: `{DEFAULT}` with the rates and the decay that "
+        f"`{SPLIT.name}` won with, the matrices' rate times a factor, and momentum "
+        f"{switching.MOMENTUM:g}\n\n"
+    ) + grid(("matrices' rate", HEAD[1], f"steps to `{SPLIT.name}`'s loss"), rows)
+
+
 def step_times(document: dict) -> str | None:
     """Wall-clock: a step's time, and that of all steps to the rivals' losses."""
     times = document["results"].get("times", {}).get(conditions.FIRST)
@@ -209,7 +233,7 @@ def who(document: dict) -> str:
 def cautions(document: dict) -> list[str]:
     """What a reader must know besides."""
     results = document["results"]
-    parts = ("tune", "confirm", "seeds", "lengths", "transfer")
+    parts = ("tune", "confirm", "seeds", "lengths", "switching", "transfer")
     rows = [row for part in parts for row in results.get(part, {}).values()]
     states = {row["source"] for row in rows}
     notes = []
@@ -235,6 +259,11 @@ def grid(head: tuple[str, ...], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def spread(losses: list[float]) -> str:
+    ends = f"{number(min(losses))} to {number(max(losses))}"
+    return f"{number(statistics.mean(losses))} ({ends})"
 
 
 def number(value: float) -> str:

@@ -51,10 +51,13 @@ def runs(document: dict, task: str, name: str) -> list[dict]:
 
 def finals(document: dict, task: str, name: str) -> list[float]:
     """The final loss of each seed, infinite where it diverged."""
-    return [
-        math.inf if row["validation_loss"] is None else row["validation_loss"]
-        for row in runs(document, task, name)
-    ]
+    return [final(row) for row in runs(document, task, name)]
+
+
+def final(row: dict) -> float:
+    """A run's last loss, infinite where it diverged."""
+    loss = row["validation_loss"]
+    return math.inf if loss is None else loss
 
 
 def ranking(document: dict, task: str, names: Iterable[str]) -> list[str]:
@@ -91,11 +94,14 @@ def steps_to_final(document: dict, task: str, name: str, rival: str) -> float | 
     Infinite where most runs never do; None without the runs of both.
     """
     mine, targets = runs(document, task, name), finals(document, task, rival)
-    if not mine or not targets:
-        return None
+    return median_crossing(mine, targets) if mine and targets else None
+
+
+def median_crossing(rows: list[dict], targets: list[float]) -> float:
+    """Of runs and their targets, seed by seed."""
     return statistics.median(
         crossing(row["validation"], target)
-        for row, target in zip(mine, targets, strict=True)
+        for row, target in zip(rows, targets, strict=True)
     )
 
 
