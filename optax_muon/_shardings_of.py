@@ -1,16 +1,14 @@
 """shardings_of: how parameters lie on a mesh, read off them or a model's metadata."""
 
 import importlib
-import importlib.util
 import numbers
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from optax_muon._boxes import is_box, is_variable
 from optax_muon._matrix_axes import path_names
-
-_HAS_FLAX = importlib.util.find_spec("flax") is not None
 
 
 def shardings_of(params: Any) -> Any:
@@ -38,7 +36,7 @@ def shardings_of(params: Any) -> Any:
     >>> print(shardings_of({"kernel": jnp.ones((2, 3))}))
     {'kernel': None}
     """
-    flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_box)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_box)
     found, others, contradictions = [], [], []
     for path, leaf in flat:
         name = "/".join(path_names(path))
@@ -65,15 +63,6 @@ def shardings_of(params: Any) -> Any:
             + "\nMove them with jax.device_put, or pass them without their metadata."
         )
     return jax.tree.unflatten(treedef, found)
-
-
-def _is_box(x: Any) -> bool:
-    """Whether x is a Linen box, or an NNX variable: both carry metadata."""
-    return hasattr(x, "get_partition_spec") or _is_variable(x)
-
-
-def _is_variable(x: Any) -> bool:
-    return _HAS_FLAX and isinstance(x, importlib.import_module("flax.nnx").Variable)
 
 
 def _contradicts(live: NamedSharding, told: PartitionSpec | None, value: Any) -> bool:
@@ -115,7 +104,7 @@ def _of_metadata(leaf: Any) -> PartitionSpec | None:
     """What a Linen box or an NNX variable says."""
     if hasattr(leaf, "get_partition_spec"):
         return leaf.get_partition_spec()
-    if _is_variable(leaf):
+    if is_variable(leaf):
         spec = importlib.import_module("flax.nnx").get_partition_spec(leaf)
         specs = jax.tree.leaves(spec, is_leaf=_is_told)
         return specs[0] if specs else None

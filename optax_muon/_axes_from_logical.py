@@ -1,0 +1,222 @@
+"""axes_from_logical: which axes are a matrix's, by the names that a model gives them.
+
+Logical names say what an axis is ("embed", "mlp", "heads"), and where it lies says on
+which side: Flax's kernels have their inputs first. So a rule for a name is a kind of
+axis, and the kinds of a leaf's axes, in their order, decide it.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_muon._boxes import axis_names, is_box, params_of
+from optax_muon._matrix_axes import MatrixAxes, UndecidedLeafError, path_names
+from optax_muon._rules import Rule
+
+STACK, EXPERTS, SIDE, HEADS, HEAD_DIM, TABLE = KINDS = (
+    "stack",
+    "experts",
+    "side",
+    "heads",
+    "head_dim",
+    "table",
+)
+
+# The names of T5X (`standard_logical_axis_rules`, `moe_partitioning`) and of MaxText
+# (`logical_axis_rules` of its base configuration, `kernel_axes` of its layers).
+_NAMES = {
+    STACK: "layers dense_layers moe_layers stack stage stages "
+    "qkv mlp_activations num_activations",
+    EXPERTS: "exp expert experts",
+    SIDE: "embed embed_no_exp mlp expert_mlp joined_kv norm "
+    "q_lora q_lora_up_proj kv_lora kv_lora_up_proj",
+    HEADS: "heads q_heads kv_heads",
+    HEAD_DIM: "kv head_dim kv_head_dim",
+    TABLE: "vocab relpos_buckets abspos_buckets",
+}
+
+LOGICAL_RULES: Mapping[Any, Any] = MappingProxyType(
+    {name: kind for kind, names in _NAMES.items() for name in names.split()}
+)
+"""The rules of `axes_from_logical` for the names that T5X and MaxText use."""
+
+
+def axes_from_logical(
+    rules: Mapping[Any, Any] = LOGICAL_RULES, *, others: Rule | None = None
+) -> Callable[[Any], Any]:
+    """Reads matrix axes off parameters that carry logical names of their axes.
+
+    The result is a function: call it on the parameters with their names, once, and
+    pass the tree that it returns as `matrix_axes`. (Training sees bare arrays, which
+    have no names.) `rules` says of every name what kind of axis it is:
+
+    - "side": by itself one side of a matrix ("embed", "mlp");
+    - "heads", "head_dim": a head_dim after heads joins them to one side;
+    - "stack": a batch of separate matrices ("layers"; "qkv" of a fused kernel);
+    - "experts": a batch too, unless it comes last: then the outputs of a router;
+    - "table": the whole leaf goes to AdamW ("vocab").
+
+    Batches apart, a leaf with two sides is a matrix, inputs first, as Flax's kernels
+    are; with one side or none it is a vector and goes to AdamW, as all leaves of rank
+    0 and 1. ("embed", "heads", "kv") is embed x (heads kv), ("layers", "heads", "kv")
+    the biases of queries. A key of `rules` may also be all names of a leaf, with a
+    `MatrixAxes`, or None for AdamW: {("embed", None): MatrixAxes(0, 1)}.
+
+    Args:
+      rules: kinds by name; `LOGICAL_RULES | {"hidden": "side"}` adds one.
+      others: a rule (path, leaf) for leaves of rank 2 and more without any names,
+        such as `flax_matrix_axes`; without it they are errors.
+
+    Returns:
+      A function of the parameters with names: a tree of Linen's boxes
+      (`nn.with_logical_partitioning`, `nn.with_partitioning`), from `model.init` or
+      `jax.eval_shape` of it, before `nn.unbox`; an NNX module, whose `nnx.Param`s
+      count, or a state (`out_sharding`, which `nnx.with_partitioning` writes). It
+      returns a tree like them of MatrixAxes | None, and raises ValueError: one error
+      that lists every leaf with names that `rules` lacks, with more than two sides,
+      with more or fewer names than axes, or without names; or if no leaf has any.
+
+    Raises:
+      TypeError: `rules` that are no mapping from names to kinds.
+
+    >>> import flax.linen as nn
+    >>> init = nn.with_logical_partitioning(nn.initializers.ones, ("embed", "mlp"))
+    >>> model = nn.Dense(8, kernel_init=init)
+    >>> variables = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 4)))
+    >>> axes_from_logical()(variables["params"])
+    {'bias': None, 'kernel': MatrixAxes(fan_in=(0,), fan_out=(1,))}
+    """
+    _check_rules(rules)
+    if others is not None and (not callable(others) or isinstance(others, type)):
+        raise TypeError(
+            f"others={others!r} is no rule; pass a function (path, leaf) -> "
+            "MatrixAxes | None, such as optax_muon.flax_matrix_axes."
+        )
+
+    def axes_of(named: Any, *more: Any) -> Any:
+        if more:  # called as a rule, once for each leaf
+            raise TypeError(
+                "axes_from_logical(rules) is no rule for matrix_axes: call it on the "
+                "parameters that carry the names, and pass what it returns, as in "
+                "matrix_axes=axes_from_logical(rules)(model)."
+            )
+        return _axes_of_tree(params_of(named), rules, others)
+
+    return axes_of
+
+
+def _axes_of_tree(named: Any, rules: Mapping[Any, Any], others: Rule | None) -> Any:
+    flat, treedef = jax.tree_util.tree_flatten_with_path(named, is_leaf=is_box)
+    if flat and not any(axis_names(leaf) for _, leaf in flat):
+        raise ValueError(
+            f"axes_from_logical found names of axes at none of {len(flat)} leaves. "
+            "Pass Linen's variables before nn.unbox, or an NNX model whose parameters "
+            "have out_sharding (nnx.with_partitioning)."
+        )
+    found, failures = [], []
+    for path, leaf in flat:
+        try:
+            found.append(_axes_of_leaf(path, leaf, rules, others))
+        except UndecidedLeafError as error:
+            shapes = ", ".join(str(jnp.shape(x)) for x in jax.tree.leaves(leaf))
+            names = axis_names(leaf) or "no names"
+            failures.append(f"  {'/'.join(path_names(path))}  {shapes} {names}: {error}")
+    if failures:
+        raise ValueError(
+            "axes_from_logical cannot decide these leaves:\n"
+            + "\n".join(failures)
+            + "\nAdd what is missing to the rules: optax_muon.LOGICAL_RULES | {name: "
+            f"kind}}, with a kind of {KINDS}, or | {{names: MatrixAxes(...) or None}} "
+            "for all leaves with exactly these names; others=, a rule such as "
+            "optax_muon.flax_matrix_axes, decides leaves without names."
+        )
+    return jax.tree.unflatten(treedef, found)
+
+
+def _axes_of_leaf(
+    path: Any, leaf: Any, rules: Mapping[Any, Any], others: Rule | None
+) -> MatrixAxes | None:
+    arrays = jax.tree.leaves(leaf)
+    if len(arrays) > 1:
+        raise UndecidedLeafError(f"one box around {len(arrays)} arrays")
+    if not arrays or len(jnp.shape(arrays[0])) < 2:
+        return None
+    shape, names = jnp.shape(arrays[0]), axis_names(leaf)
+    if not names and others is None:
+        raise UndecidedLeafError("nothing says what its axes are")
+    if not names and others is not None:
+        axes = others(path, jax.ShapeDtypeStruct(shape, jnp.result_type(arrays[0])))
+    elif len(names) != len(shape):
+        raise UndecidedLeafError(
+            f"{len(names)} names for {len(shape)} axes; transforms name new axes by "
+            "their metadata, partition_name"
+        )
+    else:
+        axes = _axes_of_names(names, rules)
+    if isinstance(axes, MatrixAxes):
+        axes.view(shape)  # raises unless they fit
+    return axes
+
+
+def _axes_of_names(
+    names: tuple[Any, ...], rules: Mapping[Any, Any]
+) -> MatrixAxes | None:
+    if names in rules:
+        return rules[names]
+    unknown = [name for name in names if not isinstance(name, str) or name not in rules]
+    if unknown:
+        raise UndecidedLeafError(f"the rules do not say what {unknown} are")
+    kinds = [rules[name] for name in names]
+    if TABLE in kinds:
+        return None
+    sides = _sides(kinds)
+    if len(sides) > 2:
+        told = ", ".join(" ".join(names[axis] for axis in side) for side in sides)
+        raise UndecidedLeafError(f"{len(sides)} sides, where a matrix has two: {told}")
+    return MatrixAxes(*sides) if len(sides) == 2 else None
+
+
+def _sides(kinds: list[str]) -> list[tuple[int, ...]]:
+    """The axes of each side, in order; batch axes, wherever they lie, are left out."""
+    axes = [axis for axis, kind in enumerate(kinds) if kind != STACK]
+    sides: list[tuple[int, ...]] = []
+    before = None
+    for place, axis in enumerate(axes):
+        kind = kinds[axis]
+        if kind == EXPERTS and place < len(axes) - 1:
+            continue
+        if kind == HEAD_DIM and before == HEADS:
+            sides[-1] += (axis,)
+        else:
+            sides.append((axis,))
+        before = kind
+    return sides
+
+
+def _check_rules(rules: Any) -> None:
+    expected = (
+        f"must map names to kinds of axes, {KINDS}, or tuples of all names of a leaf "
+        "to a MatrixAxes or None"
+    )
+    if not isinstance(rules, Mapping):
+        raise TypeError(
+            f"rules={rules!r} {expected}. The parameters come second: "
+            "axes_from_logical(rules)(parameters)."
+        )
+    bad = {
+        name: value
+        for name, value in rules.items()
+        if not (
+            value is None or type(value) is MatrixAxes
+            if isinstance(name, tuple)
+            else isinstance(name, str) and isinstance(value, str) and value in KINDS
+        )
+    }
+    if bad:
+        raise TypeError(
+            f"rules {expected}, but hold {bad}. (Mesh axes, as in Flax's own rules, "
+            "do not say what an axis is.)"
+        )

@@ -1,0 +1,37 @@
+"""Linen's boxes and NNX's variables: parameters that carry names of their axes."""
+
+import importlib
+import importlib.util
+from typing import Any
+
+_HAS_FLAX = importlib.util.find_spec("flax") is not None
+
+
+def is_box(x: Any) -> bool:
+    """Whether x is a Linen box, or an NNX variable: both carry metadata."""
+    return hasattr(x, "get_partition_spec") or is_variable(x)
+
+
+def is_variable(x: Any) -> bool:
+    """Whether x is an NNX variable."""
+    return _HAS_FLAX and isinstance(x, importlib.import_module("flax.nnx").Variable)
+
+
+def params_of(model: Any) -> Any:
+    """The `nnx.Param`s of an NNX module; anything else is a tree of them already."""
+    if _HAS_FLAX:
+        nnx = importlib.import_module("flax.nnx")
+        if isinstance(model, nnx.Module):
+            return nnx.state(model, nnx.Param)
+    return model
+
+
+def axis_names(leaf: Any) -> tuple[Any, ...]:
+    """The names as they were given, not as mesh axes; () where there are none."""
+    if is_variable(leaf):
+        names = leaf.get_metadata().get("out_sharding")
+    elif hasattr(leaf, "names"):  # LogicallyPartitioned, Partitioned
+        names = leaf.names
+    else:  # a module of NNX inside Linen has boxes with the variable's metadata
+        names = getattr(leaf, "metadata", {}).get("out_sharding")
+    return tuple(tuple(x) if isinstance(x, list) else x for x in names or ())
