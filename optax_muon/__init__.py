@@ -35,6 +35,8 @@ from optax_muon._attention import (
 from optax_muon._attention import (
     sowing_dot_product_attention as sowing_dot_product_attention,
 )
+from optax_muon._axes_from_logical import LOGICAL_RULES as LOGICAL_RULES
+from optax_muon._axes_from_logical import axes_from_logical as axes_from_logical
 from optax_muon._choice import Choice as Choice
 from optax_muon._coefficients import COEFFICIENTS as COEFFICIENTS
 from optax_muon._convert import from_optax_state as from_optax_state
@@ -45,6 +47,8 @@ from optax_muon._decay import (
 from optax_muon._decay import add_weight_decay as add_weight_decay
 from optax_muon._dion2 import scale_by_dion2 as scale_by_dion2
 from optax_muon._dual_norm import scale_by_dual_norm as scale_by_dual_norm
+from optax_muon._equinox import axes_from_equinox as axes_from_equinox
+from optax_muon._haiku import haiku_matrix_axes as haiku_matrix_axes
 from optax_muon._hyperball import step_on_hyperball as step_on_hyperball
 from optax_muon._like_optax import like_optax as like_optax
 from optax_muon._lmo import NormBall as NormBall

@@ -62,8 +62,12 @@ def axes_from_logical(
     Batches apart, a leaf with two sides is a matrix, inputs first, as Flax's kernels
     are; with one side or none it is a vector and goes to AdamW, as all leaves of rank
     0 and 1. ("embed", "heads", "kv") is embed x (heads kv), ("layers", "heads", "kv")
-    the biases of queries. A key of `rules` may also be all names of a leaf, with a
-    `MatrixAxes`, or None for AdamW: {("embed", None): MatrixAxes(0, 1)}.
+    the biases of queries. Scans and vmaps of Flax name the axis that they add if told
+    to (`metadata_params`, `transform_metadata`), but where that axis is counted from
+    the end, Flax 0.12 puts its name in the wrong place: count it from the front.
+
+    A key of `rules` may also be the names of a whole leaf, with a `MatrixAxes`, or None
+    for AdamW: {("embed", None): MatrixAxes(0, 1)}.
 
     Args:
       rules: kinds by name; `LOGICAL_RULES | {"hidden": "side"}` adds one.
@@ -123,7 +127,9 @@ def _axes_of_tree(named: Any, rules: Mapping[Any, Any], others: Rule | None) -> 
         except UndecidedLeafError as error:
             shapes = ", ".join(str(jnp.shape(x)) for x in jax.tree.leaves(leaf))
             names = axis_names(leaf) or "no names"
-            failures.append(f"  {'/'.join(path_names(path))}  {shapes} {names}: {error}")
+            failures.append(
+                f"  {'/'.join(path_names(path))}  {shapes} {names}: {error}"
+            )
     if failures:
         raise ValueError(
             "axes_from_logical cannot decide these leaves:\n"
@@ -197,26 +203,19 @@ def _sides(kinds: list[str]) -> list[tuple[int, ...]]:
 
 
 def _check_rules(rules: Any) -> None:
-    expected = (
-        f"must map names to kinds of axes, {KINDS}, or tuples of all names of a leaf "
-        "to a MatrixAxes or None"
-    )
-    if not isinstance(rules, Mapping):
+    entries = rules.items() if isinstance(rules, Mapping) else [("rules", rules)]
+    bad = [f"{name!r}: {rule!r:.40}" for name, rule in entries if not _fits(name, rule)]
+    if bad or not isinstance(rules, Mapping):
         raise TypeError(
-            f"rules={rules!r} {expected}. The parameters come second: "
-            "axes_from_logical(rules)(parameters)."
+            f"rules must map names to kinds of axes, {KINDS}, or all names of a leaf, "
+            "as a tuple, to a MatrixAxes or None; they are no mapping or hold\n  "
+            + "\n  ".join(bad)
+            + "\nMesh axes, as in Flax's own rules, do not say what an axis is; and "
+            "parameters come second: axes_from_logical(rules)(parameters)."
         )
-    bad = {
-        name: value
-        for name, value in rules.items()
-        if not (
-            value is None or type(value) is MatrixAxes
-            if isinstance(name, tuple)
-            else isinstance(name, str) and isinstance(value, str) and value in KINDS
-        )
-    }
-    if bad:
-        raise TypeError(
-            f"rules {expected}, but hold {bad}. (Mesh axes, as in Flax's own rules, "
-            "do not say what an axis is.)"
-        )
+
+
+def _fits(name: Any, rule: Any) -> bool:
+    if isinstance(name, tuple):
+        return rule is None or type(rule) is MatrixAxes
+    return isinstance(name, str) and isinstance(rule, str) and rule in KINDS

@@ -54,7 +54,8 @@ def entries_by_path(
         )
 
     def entry_of(path: Path) -> Any:
-        names = path_names(path)
+        # With the last `.value`: it may be the name of a field of a user's own.
+        names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
         for length in range(len(names), -1, -1):
             if names[:length] in found:
                 return found[names[:length]]

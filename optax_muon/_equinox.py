@@ -18,7 +18,7 @@ Matrices = dict[str, tuple[tuple[int, ...], MatrixAxes | None]]
 """Field of a layer -> its shape in one layer, and its axes counted from the end."""
 
 
-def axes_from_equinox(model: Any, *, others: Rule | None = None) -> Any:
+def axes_from_equinox(model: Any, *, others: Rule | None = None) -> dict[str, Any]:
     """Reads the matrix axes of an Equinox model off its layers.
 
     Muon takes the weights of `Linear`, [out, in], and of convolutions, transposed ones
@@ -29,39 +29,44 @@ def axes_from_equinox(model: Any, *, others: Rule | None = None) -> Any:
 
     AdamW takes embeddings, norms, biases and activations' parameters; convolutions with
     one input channel a group, which are depthwise or an input layer; and weights of
-    layers whose attribute is named as an output head or an embedding, by the names of
-    `flax_matrix_axes` (`head`, `lm_head`, `logits`, `classifier`, `embed`, ...). The
+    layers whose own attribute is named as an output head or an embedding, by the names
+    of `flax_matrix_axes` (`head`, `lm_head`, `logits`, `classifier`, `embed`, ...). The
     last layer of an `eqx.nn.MLP` has no such name: where it is a model's output, say
-    so, as below.
+    so in the result.
 
     Args:
-      model: an Equinox module, or any tree of them; arrays may be abstract
-        (`eqx.filter_eval_shape`).
+      model: an Equinox module, or a dictionary, list or tuple of them; arrays may be
+        abstract (`eqx.filter_eval_shape`).
       others: a rule (path, leaf) for arrays of rank 2 and more that belong to no layer
         of `eqx.nn`; without it they are errors, unless named as an embedding, a
         position, a scale or a bias, which AdamW takes.
 
     Returns:
-      A tree like `model` of MatrixAxes | None, to be passed as `matrix_axes` where the
-      parameters are `eqx.filter(model, eqx.is_inexact_array)`; change it by
-      `eqx.tree_at(lambda m: m.layers[-1].weight, axes, None)`.
+      Dictionaries of MatrixAxes | None, by the names of fields and the numbers of
+      items: `matrix_axes` where the parameters are
+      `eqx.filter(model, eqx.is_inexact_array)`. (A tree of modules could be called,
+      and `matrix_axes` takes what can be called for a rule.)
 
     Raises:
       ValueError: one error that lists every array that belongs to no layer, or whose
         shape is not its layer's, as where layers are stacked along another axis.
 
-    Example:
-      model = eqx.nn.MLP(8, 4, 32, depth=2, key=key)
-      axes = axes_from_equinox(model)
-      tx = optax_muon.muon(3e-3, matrix_axes=axes)
-      state = tx.init(eqx.filter(model, eqx.is_inexact_array))
+    >>> import equinox as eqx
+    >>> model = eqx.nn.MLP(8, 4, 32, depth=1, key=jax.random.key(0))
+    >>> axes = axes_from_equinox(model)
+    >>> axes["layers"]["0"]
+    {'weight': MatrixAxes(fan_in=(-1,), fan_out=(-2,)), 'bias': None}
+    >>> axes["layers"]["1"]["weight"] = None  # the output layer: AdamW
+    >>> import optax_muon
+    >>> tx = optax_muon.muon(3e-3, matrix_axes=axes)
+    >>> state = tx.init(eqx.filter(model, eqx.is_inexact_array))
     """
-    decided, failures = [], []
+    decided, failures = {}, []
     for path, leaf, layer, field in _leaves(model):
         try:
-            decided.append(_axes(path, leaf, layer, field, others))
+            decided[path] = _axes(path, leaf, layer, field, others)
         except UndecidedLeafError as error:
-            name = "/".join(path_names(path)) or "(root)"
+            name = "/".join(path_names(path))
             failures.append(f"  {name}  {leaf.shape} {leaf.dtype}: {error}")
     if failures:
         raise ValueError(
@@ -71,20 +76,30 @@ def axes_from_equinox(model: Any, *, others: Rule | None = None) -> Any:
             "that decides arrays of no known layer; give matrix_axes a tree of your "
             "own for layers stacked along other axes than the first."
         )
-    return jax.tree.unflatten(jax.tree.structure(model), decided)
+    return _nested(decided)
 
 
-def _leaves(
-    tree: Any, path: Path = (), layer: Any = None
-) -> Iterator[tuple[Path, Any, Any, Path]]:
-    """Each leaf in order: its path, its value, its layer, its path in that layer."""
+def _nested(decided: dict[Path, MatrixAxes | None]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, axes in decided.items():
+        *outer, last = (jax.tree_util.keystr((key,), simple=True) for key in path)
+        inner = nested
+        for name in outer:
+            inner = inner.setdefault(name, {})
+        inner[last] = axes
+    return nested
+
+
+def _leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any, Any, Path]]:
+    """Each array: its path, itself, its layer or None, its path in that layer."""
+    layer = tree if isinstance(tree, _layers()) else None
     flat, _ = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda x: x is not tree and isinstance(x, _layers())
     )
     for below, child in flat:
         if isinstance(child, _layers()):
-            yield from _leaves(child, path + below, child)
-        else:
+            yield from _leaves(child, path + below)
+        elif hasattr(child, "dtype") and jnp.issubdtype(child.dtype, jnp.inexact):
             yield path + below, child, layer, below
 
 
@@ -99,8 +114,6 @@ def _layers() -> tuple[type, ...]:
 def _axes(
     path: Path, leaf: Any, layer: Any, field: Path, others: Rule | None
 ) -> MatrixAxes | None:
-    if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return None  # no parameter
     if layer is None:
         if len(leaf.shape) < 2 or flax_role(path) is not None:
             return None
@@ -123,13 +136,23 @@ def _matrices(layer: Any) -> Matrices:
         shape = tuple(1 if side == "scalar" else side for side in sides)
         return {"weight": (shape, MatrixAxes(-1, -2))}
     if isinstance(layer, (nn.Conv, nn.ConvTranspose)):
-        channels, window = layer.in_channels // layer.groups, layer.kernel_size
-        inputs = tuple(range(-1 - len(window), 0))
-        axes = None if channels == 1 else MatrixAxes(inputs, inputs[0] - 1)
-        return {"weight": ((layer.out_channels, channels, *window), axes)}
+        return _convolution(layer)
     if isinstance(layer, (nn.LSTMCell, nn.GRUCell)):
-        gates, hidden = 4 if isinstance(layer, nn.LSTMCell) else 3, layer.hidden_size
-        axes = MatrixAxes(-1, -2, fan_out_parts=(hidden,) * gates)
-        inputs = {"weight_ih": layer.input_size, "weight_hh": hidden}
-        return {name: ((gates * hidden, i), axes) for name, i in inputs.items()}
+        return _gated(layer, 4 if isinstance(layer, nn.LSTMCell) else 3)
     return {}
+
+
+def _convolution(layer: Any) -> Matrices:
+    channels, window = layer.in_channels // layer.groups, layer.kernel_size
+    shape = (layer.out_channels, channels, *window)
+    inputs = tuple(range(1 - len(shape), 0))
+    depthwise_or_input = channels == 1
+    axes = None if depthwise_or_input else MatrixAxes(inputs, -len(shape))
+    return {"weight": (shape, axes)}
+
+
+def _gated(layer: Any, gates: int) -> Matrices:
+    hidden = layer.hidden_size
+    axes = MatrixAxes(-1, -2, fan_out_parts=(hidden,) * gates)
+    inputs = {"weight_ih": layer.input_size, "weight_hh": hidden}
+    return {name: ((gates * hidden, size), axes) for name, size in inputs.items()}
