@@ -2,7 +2,8 @@
 
 The pipeline, in the order of the code:
 
-    gradient -> route (_route, _rules, _resolution; _axes_from_logical, _haiku, _equinox)
+    gradient -> route (_route, _resolution; _rules, _axes_from_logical, _haiku,
+                       _equinox)
       -> momentum (_trace, _momentum; _soap) -> balance neurons (_norms)
       -> [ view as matrices (_placement) -> stack (_stacking)
            -> move shards to owners (_exchange) -> polar factor (_functions, _parts)

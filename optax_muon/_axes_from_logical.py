@@ -63,8 +63,9 @@ def axes_from_logical(
     are; with one side or none it is a vector and goes to AdamW, as all leaves of rank
     0 and 1. ("embed", "heads", "kv") is embed x (heads kv), ("layers", "heads", "kv")
     the biases of queries. Scans and vmaps of Flax name the axis that they add if told
-    to (`metadata_params`, `transform_metadata`), but where that axis is counted from
-    the end, Flax 0.12 puts its name in the wrong place: count it from the front.
+    to (`metadata_params`, `transform_metadata`), but where it is counted from the end,
+    Flax 0.12 puts its name one place too early: count it from the front. (An axis of
+    -1 is an error where sizes of layers differ; other sizes cannot tell.)
 
     A key of `rules` may also be the names of a whole leaf, with a `MatrixAxes`, or None
     for AdamW: {("embed", None): MatrixAxes(0, 1)}.
@@ -120,6 +121,7 @@ def _axes_of_tree(named: Any, rules: Mapping[Any, Any], others: Rule | None) -> 
             "Pass Linen's variables before nn.unbox, or an NNX model whose parameters "
             "have out_sharding (nnx.with_partitioning)."
         )
+    _check_places_of_stacks([leaf for _, leaf in flat], rules)
     found, failures = [], []
     for path, leaf in flat:
         try:
@@ -140,6 +142,33 @@ def _axes_of_tree(named: Any, rules: Mapping[Any, Any], others: Rule | None) -> 
             "optax_muon.flax_matrix_axes, decides leaves without names."
         )
     return jax.tree.unflatten(treedef, found)
+
+
+def _check_places_of_stacks(leaves: list[Any], rules: Mapping[Any, Any]) -> None:
+    """Raise if a stack's name lies before the last axis and its length on the last.
+
+    `list.insert(-1, name)`, which Flax 0.12 calls for scans along -1, does that.
+    """
+    named = [
+        (axis_names(leaf), jnp.shape(array))
+        for leaf in leaves
+        for array in jax.tree.leaves(leaf)[:1]
+    ]
+    for stack in {name for names, _ in named for name in names}:
+        if rules.get(stack) != STACK:
+            continue
+        mine = [(names, shape) for names, shape in named if stack in names]
+        if any(names[-2:-1] != (stack,) or len(names) != len(x) for names, x in mine):
+            continue
+        lengths, ends = ({shape[at] for _, shape in mine} for at in (-2, -1))
+        if len(lengths) > 1 and len(ends) == 1:
+            raise ValueError(
+                f"axes_from_logical: {stack!r} names axes of lengths {sorted(lengths)}"
+                ", all of them just before a last axis of length "
+                f"{ends.pop()}. So Flax names an axis that nn.scan or nnx.vmap adds at "
+                "-1: one place too early. Count that axis from the front, or give "
+                "matrix_axes a tree of your own."
+            )
 
 
 def _axes_of_leaf(

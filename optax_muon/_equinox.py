@@ -44,8 +44,7 @@ def axes_from_equinox(model: Any, *, others: Rule | None = None) -> dict[str, An
     Returns:
       Dictionaries of MatrixAxes | None, by the names of fields and the numbers of
       items: `matrix_axes` where the parameters are
-      `eqx.filter(model, eqx.is_inexact_array)`. (A tree of modules could be called,
-      and `matrix_axes` takes what can be called for a rule.)
+      `eqx.filter(model, eqx.is_inexact_array)`.
 
     Raises:
       ValueError: one error that lists every array that belongs to no layer, or whose

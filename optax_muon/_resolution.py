@@ -178,7 +178,8 @@ def as_rule(
         raise TypeError(
             f"{argument}={given!r} is a class; pass an instance, {kind.__name__}()."
         )
-    if callable(given):
+    # Modules of Equinox can be called, and are trees: of axes, if they hold any.
+    if callable(given) and not any(type(x) is kind for x in jax.tree.leaves(given)):
         return given
     entry_of = entries_by_path(
         argument, kind.__name__, tree, given, lambda x: isinstance(x, kind)

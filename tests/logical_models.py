@@ -170,3 +170,15 @@ class NNXLlama(nnx.Module):
             )
             x = scan(lambda x, layer: layer(x))(x, self.layers)
         return self.embed.attend(x)
+
+
+def linen_params(scan_axis=None):
+    """Boxed parameters, as shapes."""
+    model, tokens = LinenLlama(scan_axis), jnp.zeros((1, TIME), jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+
+
+def nnx_model(scan_axis=None):
+    """A model of shapes."""
+    with nnx.use_eager_sharding(False):  # logical names are no mesh axes
+        return nnx.eval_shape(lambda: NNXLlama(nnx.Rngs(0), scan_axis))

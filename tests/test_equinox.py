@@ -189,6 +189,14 @@ def test_a_field_may_be_called_value():
     assert [leaf.matrix for leaf in plan.leaves] == [(3, 4), (6, 5)]
 
 
+def test_a_tree_of_modules_that_can_be_called_is_no_rule():
+    model = nn.MLP(3, 4, 5, 0, key=KEY)
+    axes = jax.tree.map(lambda x: MatrixAxes(1, 0), parameters(model))
+    axes = eqx.tree_at(lambda m: m.layers[0].bias, axes, None)
+    found = table_of(optax_muon.plan(parameters(model), axes))
+    assert found == {**muon(3, 4, "layers/0/weight"), **adamw("layers/0/bias")}
+
+
 def test_others_decides_arrays_of_no_layer():
     def make(key):
         return {"mixer": jnp.zeros((3, 4)), "linear": nn.Linear(3, 4, key=key)}
