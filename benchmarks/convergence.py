@@ -22,6 +22,7 @@ import conditions
 import convergence_table
 import field
 import lengths
+import momenta
 import rivals
 import steps
 import switching
@@ -36,7 +37,7 @@ from store import UsageError, load
 RESULTS = Path(__file__).parent / "results"
 # The work of contestants one by one, and that which is of no use in pieces.
 RUNS = ("tune", "seeds")
-PARTS = (*RUNS, "lengths", "switching", "times", "transfer")
+PARTS = (*RUNS, "lengths", "momenta", "switching", "times", "transfer")
 BEST = 3  # how many go on to the other tasks, besides those that run everywhere
 
 
@@ -108,6 +109,8 @@ def measure(options: argparse.Namespace) -> None:
         chosen = [known[n] for n in (field.DEFAULT.name, *leaders(known, ledger))]
         chosen.append(rivals.CONTRIB)
         lengths.measure(first, chosen, lengths.RIVALS, ledger, check)
+    if "momenta" in options.part:
+        momenta.measure(first, ledger, check)
     if "switching" in options.part:
         switching.measure(first, ledger, check)
     if "times" in options.part:

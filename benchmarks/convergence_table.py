@@ -1,36 +1,31 @@
 """The tables of benchmarks/convergence.py, as Markdown, from its results file alone."""
 
-import math
-import statistics
-
 import conditions
 import field
-import lengths
-import switching
+import part_tables
 import tuning
 from contestants import EARLIER
 from ledger import CONFIRMING_SEEDS, SEEDS
 from rivals import ADAMW, CONTRIB, SPLIT
 from selection import FINALISTS, trials
+from table_words import LOSS, grid, spread, steps_in_words
 from tasks import CHUNK
 from verdicts import (
     difference,
-    final,
     finals,
     leaders,
-    median_crossing,
+    names,
     ranking,
     runs,
     steps_to_final,
 )
 
 DEFAULT = field.DEFAULT.name
-MISSING = "not measured"
 OPEN = "°"
 SHOWN = 3  # of the best, in the excerpt
 HEAD = (
     "optimizer",
-    "final loss: mean (lowest to highest)",
+    LOSS,
     f"less `{DEFAULT}`'s",
     f"than `{DEFAULT}`",
     f"steps to `{SPLIT.name}`'s loss",
@@ -68,18 +63,9 @@ def markdown(document: dict) -> str:
         for task in document["results"].get("tasks", {})
         if any(finals(document, task, name) for name in names(document))
     ]
-    parts = (
-        shortest_runs(document),
-        switched(document),
-        step_times(document),
-        who(document),
-    )
-    found = [*tables, RULE, *filter(None, parts), *cautions(document)]
+    parts = part_tables.tables(document)
+    found = [*tables, RULE, *parts, who(document), *cautions(document)]
     return "\n\n".join(found) + "\n"
-
-
-def names(document: dict) -> list[str]:
-    return list(document["results"].get("contestants", {}))
 
 
 def table(document: dict, task: str) -> str:
@@ -102,6 +88,12 @@ def excerpt(document: dict) -> str:
     shown = ranking(document, conditions.FIRST, [DEFAULT, *best, *rivals])
     rows = [line(document, conditions.FIRST, name)[:-1] for name in shown]
     return grid(HEAD[:-1], rows)
+
+
+def effect(document: dict, name: str) -> str:
+    """What a contestant changes on the first task, in a cell of the README."""
+    found = difference(document, conditions.FIRST, name, DEFAULT)
+    return f"{found.verdict}: {found.mean:+.3f} ± {found.margin:.3f}" if found else ""
 
 
 def line(document: dict, task: str, name: str) -> list[str]:
@@ -134,95 +126,6 @@ def settings_in_words(document: dict, task: str, name: str) -> str:
     return ", ".join(words) + (f" {OPEN}" if is_open else "")
 
 
-def shortest_runs(document: dict) -> str | None:
-    """How long a run with a schedule of its own must be, on the first task."""
-    searched = {case.split("/")[1] for case in document["results"].get("lengths", ())}
-    if not searched:
-        return None
-    full = document["results"]["tasks"][conditions.FIRST]["steps"]
-    rivals = [rival.name for rival in lengths.RIVALS]
-    rows = [
-        [
-            f"`{name}`",
-            *(
-                shares(lengths.shortest(document, conditions.FIRST, name, rival), full)
-                for rival in rivals
-            ),
-        ]
-        for name in names(document)
-        if name in searched
-    ]
-    head = [f"steps to `{rival}`'s loss after {full}" for rival in rivals]
-    return (
-        "**How long must a run be?** Each length is a run of its own with the whole "
-        f"schedule, found by halving: the median over {len(SEEDS)} seeds (lowest to "
-        f"highest), and as a share of {full} steps\n\n"
-    ) + grid(("optimizer", *head), rows)
-
-
-def shares(steps: list[float], full: int) -> str:
-    if not steps:
-        return ""
-    middle = statistics.median(steps)
-    ends = f"{steps_in_words(min(steps))} to {steps_in_words(max(steps))}"
-    share = "" if math.isinf(middle) else f", {100 * middle / full:.0f} %"
-    return f"{steps_in_words(middle)} ({ends}){share}"
-
-
-def switched(document: dict) -> str | None:
-    """What the default reaches at multiples of AdamW's rate, on the first task."""
-    task, rows = conditions.FIRST, []
-    for factor in switching.FACTORS:
-        found = switching.runs(document, task, factor)
-        if found:
-            steps = median_crossing(found, finals(document, task, SPLIT.name))
-            losses = [final(row) for row in found]
-            rows.append([f"{factor} times", spread(losses), steps_in_words(steps)])
-    if not rows:
-        return None
-    return (
-        f"**Coming from AdamW**: `{DEFAULT}` with the rates and the decay that "
-        f"`{SPLIT.name}` won with, the matrices' rate times a factor, and momentum "
-        f"{switching.MOMENTUM:g}\n\n"
-    ) + grid(("matrices' rate", HEAD[1], f"steps to `{SPLIT.name}`'s loss"), rows)
-
-
-def step_times(document: dict) -> str | None:
-    """Wall-clock: a step's time, and that of all steps to the rivals' losses."""
-    times = document["results"].get("times", {}).get(conditions.FIRST)
-    if times is None:
-        return None
-    seconds = {name: row["median"] for name, row in times["seconds"].items()}
-    rows = []
-    for name, ratio in sorted(
-        times["by_adamw"].items(), key=lambda item: item[1]["median"]
-    ):
-        spent = [
-            time_in_words(document, name, rival.name, seconds)
-            for rival in (SPLIT, ADAMW)
-        ]
-        rows.append([f"`{name}`", f"{ratio['median']:.2f}", *spent])
-    head = (
-        "optimizer",
-        f"time of a step, by `{ADAMW.name}`'s",
-        *(f"seconds to `{rival.name}`'s loss" for rival in (SPLIT, ADAMW)),
-    )
-    about = document["results"]["tasks"][conditions.FIRST]["about"]
-    return (
-        f"**Wall-clock**, {about}, on {times['processors']} processors of a "
-        f"{document['environment']['cpu']}: the whole training step, all contestants "
-        "in turn in one process, medians; `muon_clip`'s has a second forward pass for "
-        "the logits\n\n"
-    ) + grid(head, rows)
-
-
-def time_in_words(document: dict, name: str, rival: str, seconds: dict) -> str:
-    steps = steps_to_final(document, conditions.FIRST, name, rival)
-    if steps is None or math.isinf(steps):
-        return steps_in_words(steps)
-    return f"{steps * seconds[name]:.0f}"
-
-
 def who(document: dict) -> str:
     """What the contestants are."""
     listed = document["results"].get("contestants", {}).items()
@@ -253,24 +156,3 @@ def cautions(document: dict) -> list[str]:
     if waiting:
         notes.append(f"Not all runs yet: {', '.join(waiting)}.")
     return notes
-
-
-def grid(head: tuple[str, ...], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def spread(losses: list[float]) -> str:
-    ends = f"{number(min(losses))} to {number(max(losses))}"
-    return f"{number(statistics.mean(losses))} ({ends})"
-
-
-def number(value: float) -> str:
-    return "diverged" if math.isinf(value) else f"{value:.3f}"
-
-
-def steps_in_words(steps: float | None) -> str:
-    if steps is None:
-        return MISSING
-    return "never" if math.isinf(steps) else f"{steps:.0f}"

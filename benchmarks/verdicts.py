@@ -35,6 +35,11 @@ class Difference:
         return "helps" if self.mean < 0 else "worse"
 
 
+def names(document: dict) -> list[str]:
+    """All contestants of the file."""
+    return list(document["results"].get("contestants", {}))
+
+
 def runs(document: dict, task: str, name: str) -> list[dict]:
     """The rows of all reported seeds, in order; none unless all are there.
 

@@ -44,6 +44,27 @@ def test_recipes_run(recipe):
     assert updates["kernel"][0, 0] < 0
 
 
+# Contestants of benchmarks/convergence.py, and what their lines of the tables hold.
+EFFECTS = {
+    "keller_jordan": "keller_jordan()",
+    "moonlight": "moonlight(",
+    "normuon": "normuon(",
+    "deepseek_v4": "deepseek_v4(",
+    "muon_hyperball": "muon_hyperball(",
+    "scion": "scion(",
+    "soap_muon": "soap_muon(",
+    "speedrun": "speedrun(",
+    "optax_contrib": "like_optax(",
+    "muoneq": "muon(lr, preconditioner=equilibrate()",
+    "normalize_neurons": "muon(lr, normalizer=normalize_neurons()",
+    "snap_frobenius": "muon(lr, normalizer=snap_frobenius()",
+    "adamuon": "preconditioner=optax.scale_by_sign()",
+    "cautious": "cautious=True",
+    "dual_norm": "scale_by_dual_norm(",
+    "dion2": "scale_by_dion2(",
+}
+
+
 def test_there_are_recipes():
     assert len(RECIPES) >= 7
 
@@ -108,6 +129,26 @@ def test_speed_is_that_of_the_committed_benchmark():
     results = ROOT / "benchmarks" / "results" / "cpu.json"
     table = report.markdown(json.loads(results.read_text()))
     assert f"\n\n{table}\n\n" in section("Orthogonalization")
+
+
+@pytest.mark.usefixtures("benchmark_modules")
+def test_effects_are_those_of_the_committed_comparison():
+    import convergence_table
+
+    results = ROOT / "benchmarks" / "results" / "convergence.json"
+    document = json.loads(results.read_text())
+    text = section("Recipes")
+    assert f"\n\n{convergence_table.excerpt(document)}\n\n" in text
+    rows = re.findall(r"^\|[^|]*\|([^|]*)\| `(.*)` \|$", text, flags=re.M)
+    for name in convergence_table.names(document):
+        cell = convergence_table.effect(document, name)
+        if name in EFFECTS:
+            assert [c.strip() for c, code in rows if EFFECTS[name] in code] == [cell]
+    # Whatever is compared has its line, but for rivals, those told of beside the
+    # tables, and a variant that is a matter of axes.
+    elsewhere = {"muon", "muon_clip", "heads_apart", "optax_contrib_95"}
+    elsewhere |= {"adamw", "adamw_split"}
+    assert set(convergence_table.names(document)) - elsewhere == set(EFFECTS)
 
 
 @pytest.mark.usefixtures("benchmark_modules")

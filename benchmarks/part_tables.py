@@ -1,0 +1,136 @@
+"""Tables of the first task's other parts: lengths, momenta, AdamW's rates, times."""
+
+import math
+import statistics
+
+import conditions
+import field
+import lengths
+import momenta
+import switching
+from ledger import SEEDS
+from rivals import ADAMW, SPLIT
+from table_words import LOSS, grid, number, spread, steps_in_words
+from verdicts import final, finals, median_crossing, names, steps_to_final
+
+DEFAULT = field.DEFAULT.name
+
+
+def tables(document: dict) -> list[str]:
+    """All that have rows."""
+    found = (shortest_runs, lasting, switched, step_times)
+    return [text for text in (table(document) for table in found) if text is not None]
+
+
+def shortest_runs(document: dict) -> str | None:
+    """How long a run with a schedule of its own must be, on the first task."""
+    searched = {case.split("/")[1] for case in document["results"].get("lengths", ())}
+    if not searched:
+        return None
+    full = document["results"]["tasks"][conditions.FIRST]["steps"]
+    rivals = [rival.name for rival in lengths.RIVALS]
+    rows = [
+        [
+            f"`{name}`",
+            *(
+                shares(lengths.shortest(document, conditions.FIRST, name, rival), full)
+                for rival in rivals
+            ),
+        ]
+        for name in names(document)
+        if name in searched
+    ]
+    head = [f"steps to `{rival}`'s loss after {full}" for rival in rivals]
+    return (
+        "**How long must a run be?** Each length is a run of its own with the whole "
+        f"schedule, found by halving: the median over {len(SEEDS)} seeds (lowest to "
+        f"highest), and as a share of {full} steps\n\n"
+    ) + grid(("optimizer", *head), rows)
+
+
+def shares(steps: list[float], full: int) -> str:
+    if not steps:
+        return ""
+    middle = statistics.median(steps)
+    ends = f"{steps_in_words(min(steps))} to {steps_in_words(max(steps))}"
+    share = "" if math.isinf(middle) else f", {100 * middle / full:.0f} %"
+    return f"{steps_in_words(middle)} ({ends}){share}"
+
+
+def lasting(document: dict) -> str | None:
+    """What each momentum of the default reaches in runs of several lengths."""
+    task, rows = conditions.FIRST, []
+    for momentum in momenta.MOMENTA:
+        found = [momenta.best(document, task, n, momentum) for n in momenta.LENGTHS]
+        if any(loss is not None for loss in found):
+            cells = ("" if loss is None else number(loss) for loss in found)
+            rows.append([f"{momentum:g}", *cells])
+    if not rows:
+        return None
+    return (
+        f"**`{DEFAULT}`'s momentum** in runs of several lengths, each with the whole "
+        f"schedule: final loss, the mean of tuning seeds "
+        f"{' and '.join(map(str, momenta.MOMENTA_SEEDS))}, at the better of the rates "
+        f"{' and '.join(f'{rate:g}' for rate in momenta.TRIED)}\n\n"
+    ) + grid(("momentum", *(f"{n} steps" for n in momenta.LENGTHS)), rows)
+
+
+def switched(document: dict) -> str | None:
+    """What the default reaches at multiples of AdamW's rate, on the first task."""
+    task, rows = conditions.FIRST, []
+    for factor in switching.FACTORS:
+        found = switching.runs(document, task, factor)
+        if found:
+            steps = median_crossing(found, finals(document, task, SPLIT.name))
+            losses = [final(row) for row in found]
+            rows.append([f"{factor} times", spread(losses), steps_in_words(steps)])
+    if not rows:
+        return None
+    return (
+        f"**Coming from AdamW**: `{DEFAULT}` with the rates and the decay that "
+        f"`{SPLIT.name}` won with, the matrices' rate times a factor, and momentum "
+        f"{switching.MOMENTUM:g}\n\n"
+    ) + grid(
+        (
+            "matrices' rate",
+            LOSS,
+            f"steps to `{SPLIT.name}`'s loss",
+        ),
+        rows,
+    )
+
+
+def step_times(document: dict) -> str | None:
+    """Wall-clock: a step's time, and that of all steps to the rivals' losses."""
+    times = document["results"].get("times", {}).get(conditions.FIRST)
+    if times is None:
+        return None
+    seconds = {name: row["median"] for name, row in times["seconds"].items()}
+    rows = []
+    for name, ratio in sorted(
+        times["by_adamw"].items(), key=lambda item: item[1]["median"]
+    ):
+        spent = [
+            time_in_words(document, name, rival.name, seconds)
+            for rival in (SPLIT, ADAMW)
+        ]
+        rows.append([f"`{name}`", f"{ratio['median']:.2f}", *spent])
+    head = (
+        "optimizer",
+        f"time of a step, by `{ADAMW.name}`'s",
+        *(f"seconds to `{rival.name}`'s loss" for rival in (SPLIT, ADAMW)),
+    )
+    about = document["results"]["tasks"][conditions.FIRST]["about"]
+    return (
+        f"**Wall-clock**, {about}, on {times['processors']} processors of a "
+        f"{document['environment']['cpu']}: the whole training step, all contestants "
+        "in turn in one process, medians; `muon_clip`'s has a second forward pass for "
+        "the logits\n\n"
+    ) + grid(head, rows)
+
+
+def time_in_words(document: dict, name: str, rival: str, seconds: dict) -> str:
+    steps = steps_to_final(document, conditions.FIRST, name, rival)
+    if steps is None or math.isinf(steps):
+        return steps_in_words(steps)
+    return f"{steps * seconds[name]:.0f}"
