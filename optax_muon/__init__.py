@@ -68,7 +68,10 @@ from optax_muon._orthogonalizers import NewtonSchulz as NewtonSchulz
 from optax_muon._orthogonalizers import Qdwh as Qdwh
 from optax_muon._orthogonalizers import Svd as Svd
 from optax_muon._orthogonalizers import explain as explain
-from optax_muon._plan import plan as plan
+from optax_muon._plan import Plan as Plan
+from optax_muon._plan_rows import PlanBucket as PlanBucket
+from optax_muon._plan_rows import PlanLeaf as PlanLeaf
+from optax_muon._planning import plan as plan
 from optax_muon._polar_express import (
     polar_express_coefficients as polar_express_coefficients,
 )

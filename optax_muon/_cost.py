@@ -16,10 +16,12 @@ class Work(NamedTuple):
     Attributes:
       flops: of products.
       reductions: how many n x n matrices are summed over the devices that share it.
+      is_counted: whether `flops` are all of its products, not a guess.
     """
 
     flops: float
     reductions: int = 0
+    is_counted: bool = True
 
 
 def cycles(restarts: tuple[int, ...], steps: int) -> Iterator[tuple[int, int]]:

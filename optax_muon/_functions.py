@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from optax_muon._orthogonalizer import Orthogonalizer
+from optax_muon._orthogonalizer import Form, Orthogonalizer
 
 OrthogonalizerLike = Orthogonalizer | Callable[[jax.Array], jax.Array]
 
@@ -22,6 +23,12 @@ class UserFunction(Orthogonalizer):
     @property
     def either_orientation(self) -> bool:
         return False  # it may tell fan-in from fan-out
+
+    def form(
+        self, shape: tuple[int, int], devices: int, dtype: np.dtype, platform: str
+    ) -> Form:
+        del shape, devices, dtype, platform
+        return Form(getattr(self.function, "__name__", type(self.function).__name__))
 
     def polar_factor(self, x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
         result = self.function(x)

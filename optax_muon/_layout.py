@@ -1,6 +1,7 @@
 """How the leaves of a tree lie on a mesh, and functions of one device's shards."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,6 +37,19 @@ class Layout:
     kept_out: tuple[str, ...] = ()
     enter: tuple[str, ...] = ()
     mesh: Any = None
+
+    @property
+    def devices(self) -> int:
+        """How many the mesh has; 1 where nothing tells of a mesh."""
+        return math.prod(size for _, size in self.sizes)
+
+    def local(self, shape: tuple[int, ...], spec: Spec) -> tuple[int, ...]:
+        """The shape of one device's shard of a leaf."""
+        sizes = dict(self.sizes)
+        return tuple(
+            size // math.prod(sizes[name] for name in axes)
+            for size, axes in zip(shape, spec, strict=True)
+        )
 
     def partition_specs(self) -> list[PartitionSpec]:
         """The specs as `jax.shard_map` takes them: over the axes to enter."""

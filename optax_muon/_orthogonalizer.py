@@ -1,6 +1,7 @@
 """What the pipeline asks of a way to orthogonalize."""
 
 import abc
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,6 +14,30 @@ from optax_muon._mesh_axes import Axes
 
 # Of an SVD or QDWH, times n^2 m: only their share of the time matters.
 _EXACT_FLOPS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What runs for matrices of one shape, as a plan tells it.
+
+    Attributes:
+      name: "direct" or "gram" of `NewtonSchulz`, "svd", "qdwh", or a function's name.
+      restarts: 0-based steps after which Gram starts a new cycle.
+      dtype: of its products' operands; None of a function, which may do as it likes.
+    """
+
+    name: str
+    restarts: tuple[int, ...] = ()
+    dtype: np.dtype | None = None
+
+    def __str__(self) -> str:
+        text = self.name if self.dtype is None else f"{self.name} in {self.dtype}"
+        return f"{text}, restarts {self.restarts}" if self.restarts else text
+
+    def as_dict(self) -> dict[str, Any]:
+        """The attributes by name, the dtype by its own."""
+        dtype = None if self.dtype is None else self.dtype.name
+        return {"name": self.name, "restarts": self.restarts, "dtype": dtype}
 
 
 class Orthogonalizer(abc.ABC):
@@ -65,5 +90,14 @@ class Orthogonalizer(abc.ABC):
         None if they cannot: `polar_factor_of_columns` is called only where they can.
         """
         del dtype, platform
+        if devices > 1:
+            return None
         n, m = sorted(shape)
-        return Work(_EXACT_FLOPS * n * n * m) if devices == 1 else None
+        return Work(_EXACT_FLOPS * n * n * m, is_counted=False)
+
+    def form(
+        self, shape: tuple[int, int], devices: int, dtype: np.dtype, platform: str
+    ) -> Form:
+        """What runs for such matrices, with arguments as for `work`."""
+        del shape, devices, platform
+        return Form(type(self).__name__.lower(), dtype=at_least_float32(dtype))

@@ -30,7 +30,7 @@ from optax_muon._cost import Work, gram_flops
 from optax_muon._loops import looped
 from optax_muon._mesh_axes import Axes
 from optax_muon._newton_schulz import direct, gram, normalize
-from optax_muon._orthogonalizer import Orthogonalizer
+from optax_muon._orthogonalizer import Form, Orthogonalizer
 from optax_muon._polynomials import Row, check_rows
 
 
@@ -130,6 +130,14 @@ restarts=None)
         n, m = sorted(shape)
         flops = gram_flops(n, m / devices, len(self.rows), choice.restarts)
         return Work(flops, reductions=len(choice.restarts) + 1)
+
+    def form(
+        self, shape: tuple[int, int], devices: int, dtype: np.dtype, platform: str
+    ) -> Form:
+        choose = self.choice if devices == 1 else self._choice_of_columns
+        choice = choose(shape, dtype, platform)
+        assert choice is not None  # or its columns would not be on several devices
+        return Form(choice.method, choice.restarts, choice.dtype)
 
     def polar_factor_of_columns(
         self, x: Float[Array, "*batch n l"], axes: Axes, platform: str

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -178,12 +177,7 @@ def place(
 
 
 def _local(view: MatrixView, spec: Spec, layout: Layout) -> MatrixView:
-    sizes = dict(layout.sizes)
-    shape = tuple(
-        size // math.prod(sizes[name] for name in axes)
-        for size, axes in zip(view.shape, spec, strict=True)
-    )
-    return dataclasses.replace(view.joined, shape=shape)
+    return dataclasses.replace(view.joined, shape=layout.local(view.shape, spec))
 
 
 def _placement(view: MatrixView, spec: Spec, layout: Layout) -> Placement:

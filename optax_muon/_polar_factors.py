@@ -10,7 +10,7 @@ from optax_muon._cost import Work
 from optax_muon._division import bytes_sent, divide
 from optax_muon._exchange import Division, exchange
 from optax_muon._functions import polar
-from optax_muon._orthogonalizer import Orthogonalizer
+from optax_muon._orthogonalizer import Form, Orthogonalizer
 from optax_muon._parts import in_parts, shapes_of_parts
 from optax_muon._placement import PlacedView
 from optax_muon._stacking import Stack, join, part, stacks
@@ -108,6 +108,16 @@ def work_on(
     return work
 
 
+def forms_on(
+    stack: Stack, division: Division, orthogonalizer: Orthogonalizer, platform: str
+) -> tuple[Form, ...]:
+    """What runs for each part of a stack's matrices; for a whole one if it is one."""
+    return tuple(
+        orthogonalizer.form(shape, division.long.ways, stack.dtype, platform)
+        for shape in shapes_of_parts(stack)
+    )
+
+
 def _work(
     stack: Stack, orthogonalizer: Orthogonalizer, platform: str, devices: int
 ) -> Work | None:
@@ -117,4 +127,8 @@ def _work(
     if devices > 1:
         return None  # a device's columns would be of some parts and not of others
     works = [orthogonalizer.work(each, 1, stack.dtype, platform) for each in shapes]
-    return Work(sum(work.flops for work in works if work is not None))
+    known = [work for work in works if work is not None]
+    return Work(
+        sum(work.flops for work in known),
+        is_counted=all(work.is_counted for work in known),
+    )

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_muon
-from optax_muon import KeepOut, MatrixAxes, NewtonSchulz, scale_by_muon, shardings_of
+from optax_muon import KeepOut, NewtonSchulz, scale_by_muon, shardings_of
 
 PARAMS = {
     "up": {"kernel": np.ones((16, 32), np.float32)},
@@ -306,18 +306,3 @@ class TestShardingsOf:
         leaf = types.SimpleNamespace(sharding=Tiles(), shape=(2, 3), dtype=float)
         with pytest.raises(TypeError, match=r"up/kernel.*Tiles"):
             shardings_of({"up": {"kernel": leaf}})
-
-
-def test_the_plan_shows_who_does_what(mesh):
-    params = {"layers": np.ones((3, 128, 1024), np.float32)}
-    text = str(
-        optax_muon.plan(
-            params,
-            MatrixAxes(1, 2),
-            NamedSharding(mesh, P(None, "fsdp", "tensor")),
-            orthogonalizer=KELLER,
-            platform="tpu",
-        )
-    )
-    assert "stack: 3 x 128 x 1024 float32: 1 a device" in text
-    assert "which sends" in text
