@@ -25,7 +25,8 @@ and of orthogonalization by Newton-Schulz:
 
 `scale_by_muon` is the middle of it, `muon` the whole, `orthogonalize` the part in
 brackets; other whole optimizers are in `_published`, `_published_chains`, `_scion` and
-`_like_optax`. `plan` shows the routing and `explain` what runs for a shape.
+`_like_optax`. `plan` shows the routing and what a step costs, `explain` what runs for a
+shape.
 
 Convention: a matrix is [fan_in, fan_out], as Flax kernels are.
 """

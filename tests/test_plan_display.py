@@ -78,11 +78,12 @@ def test_html_has_every_cell_of_the_text(case):
 
 def test_html_escapes_names_and_sets_no_colours():
     name = "<script>alert('x')</script> & \"more\""
-    found = plan({name: {"kernel": shaped(4, 8)}, "</table>": shaped(3)})
-    text = found._repr_html_()
+    params = {name: {"kernel": shaped(4, 8)}, "</table>": shaped(3)}
+    text = plan(params, orthogonalizer=lambda x: x)._repr_html_()
     assert "<script" not in text
     page = Parser(text)
     assert [row[0] for row in page.tables[0][1:]] == ["</table>", f"{name}/kernel"]
+    assert page.tables[1][1][1] == "<lambda>"
     assert {key for key, _ in page.attributes} == {"style"}
     styles = {value for _, value in page.attributes}
     assert styles == {"text-align: left", "text-align: right"}

@@ -61,7 +61,8 @@ def compare(options: argparse.Namespace) -> None:
     }
 
     print(f"Text: {text.name}, {len(text.train):,} bytes to train on")
-    print(optax_muon.plan(initial_params(model, config.seed)[1]))
+    tokens = config.batch * model.context
+    print(optax_muon.plan(initial_params(model, config.seed)[1], tokens=tokens))
     histories = {}
     for name, checkpoints in opened.items():
         with checkpoints:
