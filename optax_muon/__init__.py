@@ -2,8 +2,8 @@
 
 The pipeline, in the order of the code:
 
-    gradient -> route (_route, _resolution; _rules, _axes_from_logical, _haiku,
-                       _equinox)
+    gradient -> route (_route, _resolution; _rules, _axes_from_model,
+                       _axes_from_logical, _haiku, _equinox)
       -> momentum (_trace, _momentum; _soap) -> balance neurons (_norms)
       -> [ view as matrices (_placement) -> stack (_stacking)
            -> move shards to owners (_exchange) -> polar factor (_functions, _parts)
@@ -16,6 +16,11 @@ of shards, before anything is moved:
 
     argument or types (_sharding, _shardings_of) -> placement of a matrix (_placement)
       -> who does what (_division) -> collectives (_mesh_axes)
+
+of axes that are read off a model:
+
+    its leaves (_leaves_of_nnx, _leaves_of_linen) and what layers say of them (_layers)
+      -> stacked axes (_stack_axes) -> a decision for each (_model_leaves)
 
 and of orthogonalization by Newton-Schulz:
 
@@ -39,6 +44,8 @@ from optax_muon._attention import (
 )
 from optax_muon._axes_from_logical import LOGICAL_RULES as LOGICAL_RULES
 from optax_muon._axes_from_logical import axes_from_logical as axes_from_logical
+from optax_muon._axes_from_model import axes_from_linen as axes_from_linen
+from optax_muon._axes_from_model import axes_from_nnx as axes_from_nnx
 from optax_muon._choice import Choice as Choice
 from optax_muon._coefficients import COEFFICIENTS as COEFFICIENTS
 from optax_muon._convert import from_optax_state as from_optax_state

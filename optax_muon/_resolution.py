@@ -152,7 +152,9 @@ def _undecided(failures: list[str], decided: list[Route]) -> str:
         "AdamW) that decides them, such as optax_muon.stacked('layers') for layers "
         "stacked by nn.scan, nnx.scan or vmap; or a tree of MatrixAxes | None like the "
         "parameters, such as MatrixAxes(fan_in=0, fan_out=(1, 2)) for a projection to "
-        "(heads, head_dim). optax_muon.plan(params, matrix_axes) shows the outcome."
+        "(heads, head_dim), which optax_muon.axes_from_nnx(model) and "
+        "optax_muon.axes_from_linen(module, *inputs) read off Flax models. "
+        "optax_muon.plan(params, matrix_axes) shows the outcome."
     )
 
 

@@ -145,7 +145,7 @@ def stacked(
     _check_rule(inner)
     if not isinstance(axis, int) or isinstance(axis, bool):
         raise TypeError(f"axis={axis!r} must be an int, the stacked axis of a leaf.")
-    whole = _components(pattern)
+    whole = components(pattern)
 
     def rule(path: Path, leaf: Any) -> Any:
         names = "/".join(path_names(path))
@@ -206,7 +206,7 @@ def fused(
     if side not in ("fan_in", "fan_out"):
         raise ValueError(f"side={side!r} is not known; pass 'fan_in' or 'fan_out'.")
     lengths = getattr(MatrixAxes(**{f"{side}_parts": parts}), f"{side}_parts")
-    whole = _components(pattern)
+    whole = components(pattern)
 
     def rule(path: Path, leaf: Any) -> MatrixAxes | None:
         axes = inner(path, leaf)
@@ -227,7 +227,7 @@ def _check_rule(inner: Any) -> None:
         )
 
 
-def _components(pattern: str) -> re.Pattern[str]:
+def components(pattern: str) -> re.Pattern[str]:
     """Finds whole components of a path, joined by "/"."""
     try:
         return re.compile(f"(?:^|/)(?:{pattern})(?:/|$)")

@@ -1,0 +1,132 @@
+"""What the user decides of a model's leaves: the arguments `adamw` and `others`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from optax_muon._matrix_axes import MatrixAxes, Path, UndecidedLeafError, path_names
+from optax_muon._rules import Rule, components
+
+Choice = Any
+"""A pattern of a path's components, a class of modules, or a module itself."""
+
+
+class ModelChoices:
+    """`adamw` and `others` of one call, and which of their entries met a leaf.
+
+    Args:
+      adamw: choices, or one of them.
+      others: a rule (path, leaf) -> MatrixAxes | None, a dictionary from choices to
+        MatrixAxes | None, or None.
+      module: the class of modules; None where those in the argument are no use.
+    """
+
+    def __init__(self, adamw: Any, others: Any, module: type | None) -> None:
+        one = isinstance(adamw, str) or not isinstance(adamw, Sequence)
+        self._adamw = [adamw] if one else list(adamw)
+        is_rule = callable(others) and not isinstance(others, type)
+        self._rule: Rule | None = others if is_rule else None
+        self._others = {} if is_rule or others is None else others
+        for choice in self._adamw:
+            _check_choice("adamw", choice, module)
+        _check_others(self._others, module)
+        self._met: list[tuple[str, Choice]] = []
+
+    def sends_to_adamw(self, name: str, modules: tuple[Any, ...]) -> bool:
+        """Whether `adamw` names the leaf."""
+        meeting = [choice for choice in self._adamw if _meets(choice, name, modules)]
+        self._met += [("adamw", choice) for choice in meeting]
+        return bool(meeting)
+
+    def of_others(
+        self,
+        path: Path,
+        leaf: jax.ShapeDtypeStruct,
+        modules: tuple[Any, ...],
+        reason: UndecidedLeafError,
+    ) -> MatrixAxes | None:
+        """What `others` says of a leaf that the model says nothing of, for a reason.
+
+        Raises:
+          UndecidedLeafError: nothing, or several things, or axes that do not fit.
+        """
+        name = "/".join(path_names(path))
+        axes = (
+            self._of_dictionary(name, modules, reason)
+            if self._rule is None
+            else _checked(self._rule(path, leaf), name)
+        )
+        if axes is not None:
+            axes.view(leaf.shape)
+        return axes
+
+    def _of_dictionary(
+        self, name: str, modules: tuple[Any, ...], reason: UndecidedLeafError
+    ) -> MatrixAxes | None:
+        meeting = [choice for choice in self._others if _meets(choice, name, modules)]
+        self._met += [("others", choice) for choice in meeting]
+        said = {self._others[choice] for choice in meeting}
+        if not said:
+            raise reason
+        if len(said) > 1:
+            raise UndecidedLeafError(f"others says several things of it: {said}")
+        return said.pop()
+
+    def check_used(self, function: str) -> None:
+        """Raise unless every choice met a leaf."""
+        given = [("adamw", choice) for choice in self._adamw]
+        given += [("others", choice) for choice in self._others]
+        unused = [
+            f"{argument}: {choice!r}"
+            for argument, choice in given
+            if not any(argument == a and choice is c for a, c in self._met)
+        ]
+        if unused:
+            raise ValueError(
+                f"{function} was given choices that meet no parameter: {unused}. "
+                "Patterns are regular expressions of whole components of a path; "
+                "others is asked for parameters alone that neither adamw, nor names, "
+                "nor the model decide: change the tree that comes back for those."
+            )
+
+
+def _meets(choice: Choice, name: str, modules: tuple[Any, ...]) -> bool:
+    if isinstance(choice, str):
+        return components(choice).search(name) is not None
+    if isinstance(choice, type):
+        return any(isinstance(module, choice) for module in modules)
+    return any(module is choice for module in modules)
+
+
+def _check_choice(argument: str, choice: Choice, module: type | None) -> None:
+    if isinstance(choice, str):
+        components(choice)  # refuses what is no regular expression
+    elif not isinstance(choice, type) and (
+        module is None or not isinstance(choice, module)
+    ):
+        kinds = ["a pattern of a path", "a class of modules"]
+        kinds += [] if module is None else ["a module of the model"]
+        raise TypeError(
+            f"{argument} holds {choice!r}; each entry must be {' or '.join(kinds)}."
+        )
+
+
+def _check_others(others: Any, module: type | None) -> None:
+    if not isinstance(others, Mapping):
+        raise TypeError(
+            f"others={others!r} must be a rule (path, leaf) -> MatrixAxes | None, or a "
+            "dictionary of {pattern of a path, or class of modules: MatrixAxes | None}."
+        )
+    for choice, axes in others.items():
+        _check_choice("others", choice, module)
+        _checked(axes, choice)
+
+
+def _checked(axes: Any, key: Any) -> MatrixAxes | None:
+    if axes is not None and type(axes) is not MatrixAxes:
+        raise TypeError(
+            f"others gave {axes!r} for {key!r}; it must be a MatrixAxes, or None for "
+            "AdamW."
+        )
+    return axes

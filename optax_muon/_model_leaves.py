@@ -1,0 +1,161 @@
+"""From what a model's modules say of its leaves to a decision for each, or one error.
+
+`_leaves_of_nnx` and `_leaves_of_linen` find the leaves, `_model_choices` holds what the
+user decides.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from optax_muon._layers import Declared
+from optax_muon._matrix_axes import MatrixAxes, Path, UndecidedLeafError, path_names
+from optax_muon._model_choices import ModelChoices
+from optax_muon._rules import flax_role
+from optax_muon._stack_axes import Axes, Lengths, Stacked, stacked_axes, without
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelLeaf:
+    """A parameter of a model and the modules that hold it.
+
+    Attributes:
+      path: its key path among the parameters.
+      shape, dtype: of the whole leaf; a shape of None if it is no array.
+      owner: the name of the class of its module.
+      modules: its module and those around it, as objects.
+      declared: what layers that are known say of it: several if they share it.
+      layer: its shape without stacked axes, if that is known.
+      spoken: its path without the names that wrappers of layers put in.
+    """
+
+    path: Path
+    shape: tuple[int, ...] | None
+    dtype: np.dtype | None
+    owner: str
+    modules: tuple[Any, ...]
+    declared: tuple[Declared, ...]
+    layer: Lengths | None
+    spoken: Path
+
+    @property
+    def name(self) -> str:
+        """Its names joined by "/"."""
+        return "/".join(path_names(self.path)) or "(root)"
+
+
+def decide(
+    leaves: Sequence[ModelLeaf], choices: ModelChoices, function: str
+) -> list[MatrixAxes | None]:
+    """The axes of each leaf, None for AdamW.
+
+    Args:
+      function: the public function, for messages.
+
+    Raises:
+      ValueError: lists every leaf that is undecided; or the choices that fit no leaf.
+    """
+    stacks = stacked_axes([_stacked(leaf) for leaf in leaves])
+    found: list[MatrixAxes | None] = []
+    failures = []
+    for leaf, axes in zip(leaves, stacks, strict=True):
+        try:
+            found.append(_decision(leaf, axes, choices))
+        except UndecidedLeafError as reason:
+            shape = "" if leaf.shape is None else f"  {leaf.shape} {leaf.dtype}"
+            failures.append(f"  {leaf.name}{shape} of {leaf.owner}: {reason}")
+    if failures:
+        raise ValueError(_undecided(function, failures))
+    choices.check_used(function)
+    return found
+
+
+def _stacked(leaf: ModelLeaf) -> Stacked:
+    layer = None if leaf.shape is None else leaf.layer
+    return Stacked(path_names(leaf.path), leaf.shape or (), layer)
+
+
+def _decision(
+    leaf: ModelLeaf, stacks: set[Axes], choices: ModelChoices
+) -> MatrixAxes | None:
+    by_choice = choices.sends_to_adamw(leaf.name, leaf.modules)
+    if by_choice or flax_role(leaf.spoken) is not None:
+        return None
+    if leaf.shape is None:
+        raise UndecidedLeafError("no array; keep each array in a variable of its own")
+    try:
+        return _explained(leaf, leaf.shape, stacks)
+    except UndecidedLeafError as reason:
+        shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        return choices.of_others(leaf.path, shape, leaf.modules, reason)
+
+
+def _explained(
+    leaf: ModelLeaf, shape: tuple[int, ...], stacks: set[Axes]
+) -> MatrixAxes | None:
+    """What the model itself says of the leaf."""
+    if not leaf.declared:
+        if _is_vector(shape, stacks):
+            return None
+        stack = "" if stacks <= {()} else f"; of one layer it is {leaf.layer}"
+        raise UndecidedLeafError(
+            f"made by no layer of Flax that says what it is{stack}"
+        )
+    if any(one.is_embedding for one in leaf.declared):
+        return None
+    problems = [one.problem for one in leaf.declared if one.problem]
+    if problems:
+        raise UndecidedLeafError("; ".join(problems))
+    said = {one.axes for one in leaf.declared}
+    if len(said) > 1:
+        raise UndecidedLeafError(f"layers that share it say {_joined(said)} of it")
+    (axes,) = said
+    return None if axes is None else _in_stack(axes, leaf, shape, stacks)
+
+
+def _in_stack(
+    axes: MatrixAxes, leaf: ModelLeaf, shape: tuple[int, ...], stacks: set[Axes]
+) -> MatrixAxes:
+    """The axes of one layer, in a leaf of stacked ones."""
+    if not stacks:
+        raise UndecidedLeafError(f"one layer's would be {leaf.layer}")
+    outcomes = {_with_axes(axes, shape, stack) for stack in stacks}
+    if len(outcomes) > 1:
+        raise UndecidedLeafError(
+            f"one layer's is {leaf.layer}, so the stacked axes may be any of "
+            f"{_joined(stacks)}"
+        )
+    (outcome,) = outcomes
+    return outcome
+
+
+def _with_axes(axes: MatrixAxes, shape: tuple[int, ...], stack: Axes) -> MatrixAxes:
+    for i, axis in enumerate(stack):
+        axes = axes.stacked(axis, without(shape, stack[i:]))
+    return axes
+
+
+def _is_vector(shape: tuple[int, ...], stacks: set[Axes]) -> bool:
+    """Whether at most one axis of a layer's shape is longer than 1, however stacked."""
+    return all(
+        sum(size > 1 for size in without(shape, stack)) <= 1 for stack in stacks or {()}
+    )
+
+
+def _joined(things: set[Any]) -> str:
+    return " or ".join(sorted(map(str, things)))
+
+
+def _undecided(function: str, failures: list[str]) -> str:
+    return (
+        f"{function} cannot tell what these parameters are:\n"
+        + "\n".join(failures)
+        + "\nPass others=, either a dictionary of {part of a path, or class of module: "
+        "MatrixAxes | None} (None: AdamW), such as {'experts/w': MatrixAxes(1, 2)}; or "
+        "a rule (path, leaf) -> MatrixAxes | None, such as optax_muon.flax_matrix_axes "
+        "to decide by name and rank. Axes are those of the whole leaf, stacked ones "
+        "included."
+    )
