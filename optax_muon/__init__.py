@@ -22,11 +22,17 @@ of axes that are read off a model:
     its leaves (_leaves_of_nnx, _leaves_of_linen) and what layers say of them (_layers)
       -> stacked axes (_stack_axes) -> a decision for each (_model_leaves)
 
-and of orthogonalization by Newton-Schulz:
+of orthogonalization by Newton-Schulz:
 
     configuration (_orthogonalizers) -> coefficients (_coefficients, _polynomials)
       -> form for the shape (_choice, _cost, _rounding)
       -> iteration (_newton_schulz) -> _products
+
+and of what is recorded of a run, on request:
+
+    monitor (_monitor, _watch) -> numbers of each matrix (_measurements)
+      -> singular values by products with vectors (_singular_values, _bidiagonal)
+      -> read_records (_records)
 
 `scale_by_muon` is the middle of it, `muon` the whole, `orthogonalize` the part in
 brackets; other whole optimizers are in `_published`, `_published_chains`, `_scion` and
@@ -65,6 +71,7 @@ from optax_muon._lmo import flax_norm_balls as flax_norm_balls
 from optax_muon._lmo import scale_by_lmo as scale_by_lmo
 from optax_muon._matrix_axes import MatrixAxes as MatrixAxes
 from optax_muon._matrix_axes import UndecidedLeafError as UndecidedLeafError
+from optax_muon._monitor import monitor as monitor
 from optax_muon._muon import scale_by_muon as scale_by_muon
 from optax_muon._normalize import normalize_entries as normalize_entries
 from optax_muon._normalize import normalize_neurons as normalize_neurons
@@ -97,6 +104,8 @@ from optax_muon._qk_leaves import QKLeaf as QKLeaf
 from optax_muon._qk_rules import flax_qk_leaves as flax_qk_leaves
 from optax_muon._qk_rules import mla_qk_leaves as mla_qk_leaves
 from optax_muon._recipes import muon as muon
+from optax_muon._records import MonitorState as MonitorState
+from optax_muon._records import read_records as read_records
 from optax_muon._route import route as route
 from optax_muon._rules import flax_matrix_axes as flax_matrix_axes
 from optax_muon._rules import fused as fused

@@ -15,8 +15,8 @@ from optax_muon._casts import at_least_float32
 from optax_muon._layout import Layout
 from optax_muon._matrix_axes import MatrixView
 from optax_muon._mesh_axes import Axes
-from optax_muon._placement import PlacedView, placed_views
-from optax_muon._resolution import MatrixAxesLike
+from optax_muon._placement import PlacedView, placed_views, whole_leaves
+from optax_muon._resolution import MatrixAxesLike, routes
 from optax_muon._sharding import ShardingLike
 
 
@@ -39,6 +39,10 @@ class Matrices:
     def over_inputs(self, x: jax.Array) -> jax.Array:
         """The sum over the fan-in: one number for each output neuron."""
         return self._sum(x, self.view.fan_in_axes)
+
+    def over_outputs(self, x: jax.Array) -> jax.Array:
+        """The sum over the fan-out: one number for each input."""
+        return self._sum(x, self.view.fan_out_axes)
 
     def over_all(self, x: jax.Array) -> jax.Array:
         """The sum over all entries of a matrix."""
@@ -67,6 +71,39 @@ class Matrices:
             return values[0]
         return jnp.asarray(values, float)[self._part_numbers()]
 
+    def along(self, axes: tuple[int, ...], values: np.ndarray) -> jax.Array:
+        """A value for each index along the axes, merged; length 1 along all others."""
+        shape = self.view.shape
+        values = values.reshape([shape[axis] for axis in axes])
+        values = values.transpose(np.argsort(axes))
+        local = jnp.asarray(
+            values.reshape([n if a in axes else 1 for a, n in enumerate(shape)])
+        )
+        for axis in axes:
+            if cuts := self.cuts[axis]:
+                length = shape[axis] // _mesh_axes.ways(cuts)
+                start = _mesh_axes.index(cuts) * length
+                local = lax.dynamic_slice_in_dim(local, start, length, axis)
+        return local
+
+    def without_axes(self, statistic: jax.Array) -> jax.Array:
+        """A sum over all of each matrix as [*batch], or [*batch, parts] if it has some.
+
+        The same on every device that has a part of the matrix.
+        """
+        view = self.view
+        if view.parts:  # each value from the first entry of its part
+            starts = np.cumsum((0, *view.parts[:-1]))
+            first = self.along(
+                view.parted_axes, np.isin(np.arange(sum(view.parts)), starts)
+            )
+            belongs = self._belongs() & first[..., None]
+            of_parts = jnp.where(belongs, statistic[..., None], 0)
+            statistic = self._reduce_whole(
+                of_parts, view.parted_axes, jnp.sum, lax.psum
+            )
+        return jnp.squeeze(statistic, view.fan_in_axes + view.fan_out_axes)
+
     def _norm(self, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         # Of entries near 1, as squares of others may not fit the dtype.
         largest = self._reduce(jnp.abs(x), axes, jnp.max, lax.pmax)
@@ -84,37 +121,40 @@ class Matrices:
         across: Callable[..., jax.Array],
     ) -> jax.Array:
         """`here` of what this device has, then `across`; maxima are of no negatives."""
-
-        def reduced(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-            over = tuple(name for axis in axes for name, _ in self.cuts[axis])
-            x = here(x, axes, keepdims=True)
-            return across(x, over) if over else x
-
         parted = tuple(axis for axis in axes if axis in self.view.parted_axes)
-        x = reduced(x, tuple(axis for axis in axes if axis not in parted))
+        others = tuple(axis for axis in axes if axis not in parted)
+        x = self._reduce_whole(x, others, here, across)
         if not parted:
             return x
         # A last axis for the parts. No product with zeros, which would spread NaN.
-        parts = jnp.arange(len(self.view.parts))
-        belongs = self._part_numbers()[..., None] == parts
-        of_parts = reduced(jnp.where(belongs, x[..., None], 0), parted)
+        belongs = self._belongs()
+        of_parts = self._reduce_whole(
+            jnp.where(belongs, x[..., None], 0), parted, here, across
+        )
         return jnp.where(belongs, of_parts, 0).sum(-1)
+
+    def _reduce_whole(
+        self,
+        x: jax.Array,
+        axes: tuple[int, ...],
+        here: Callable[..., jax.Array],
+        across: Callable[..., jax.Array],
+    ) -> jax.Array:
+        """The same over axes without parts."""
+        over = tuple(name for axis in axes for name, _ in self.cuts[axis])
+        x = here(x, axes, keepdims=True)
+        return across(x, over) if over else x
+
+    def _belongs(self) -> jax.Array:
+        """Which part an entry belongs to, as a last axis of bools."""
+        return self._part_numbers()[..., None] == jnp.arange(len(self.view.parts))
 
     def _part_numbers(self) -> jax.Array:
         """Which part an entry belongs to, of length 1 along all other axes."""
-        axes, shape = self.view.parted_axes, self.view.shape
-        numbers = np.repeat(np.arange(len(self.view.parts)), self.view.parts)
-        numbers = numbers.reshape([shape[axis] for axis in axes])
-        numbers = numbers.transpose(np.argsort(axes))
-        local = jnp.asarray(
-            numbers.reshape([n if a in axes else 1 for a, n in enumerate(shape)])
+        parts = self.view.parts
+        return self.along(
+            self.view.parted_axes, np.repeat(np.arange(len(parts)), parts)
         )
-        for axis in axes:
-            if cuts := self.cuts[axis]:
-                length = shape[axis] // _mesh_axes.ways(cuts)
-                start = _mesh_axes.index(cuts) * length
-                local = lax.dynamic_slice_in_dim(local, start, length, axis)
-        return local
 
 
 def matrices_of(
@@ -129,21 +169,41 @@ def matrices_of(
     """
     layout, views = placed_views(tree, matrix_axes, sharding, name, moves=False)
     entered = map(layout.entered, range(len(views)))
-    return layout, list(_matrices(views, layout, entered))
+    return layout, list(_matrices([v.whole for v in views], layout, entered))
+
+
+def matrices_and_others(
+    tree: Any, matrix_axes: MatrixAxesLike, sharding: ShardingLike, name: str
+) -> tuple[Layout, list[Matrices], list[bool]]:
+    """As `matrices_of`, of any tree, and which leaves are of matrices.
+
+    Each of the others is one column of all its entries.
+    """
+    layout, whole = whole_leaves(tree, sharding, name)
+    decided = routes(whole, matrix_axes)
+    views = [
+        MatrixView(route.shape, (), tuple(range(len(route.shape))), ())
+        if route.view is None
+        else route.view
+        for route in decided
+    ]
+    entered = map(layout.entered, range(len(views)))
+    are_matrices = [route.view is not None for route in decided]
+    return layout, list(_matrices(views, layout, entered)), are_matrices
 
 
 def seen_on_shards(layout: Layout, views: Sequence[PlacedView]) -> list[Matrices]:
     """Those of each leaf inside `layout.on_shards`."""
-    return list(_matrices(views, layout, layout.specs))
+    return list(_matrices([v.whole for v in views], layout, layout.specs))
 
 
 def _matrices(
-    views: Sequence[PlacedView], layout: Layout, specs: Any
+    views: Sequence[MatrixView], layout: Layout, specs: Any
 ) -> Iterator[Matrices]:
     sizes = dict(layout.sizes)
     for view, spec in zip(views, specs, strict=True):
         cuts = tuple(tuple((name, sizes[name]) for name in axes) for axes in spec)
-        yield Matrices(view.whole, cuts)
+        yield Matrices(view, cuts)
 
 
 def on_matrices(

@@ -93,6 +93,12 @@ def _dion2_chain(learning_rate, decay=0.95):
     )
 
 
+def _monitored(learning_rate, momentum=0.95):
+    return optax_muon.monitor(
+        optax_muon.muon(learning_rate, momentum=momentum), every=2
+    )
+
+
 RECIPES = {
     "muon": Recipe(optax_muon.muon, {"learning_rate": 1e-2}),
     "muon_cautious_neurons": Recipe(
@@ -176,6 +182,7 @@ RECIPES = {
         optax_muon.like_optax,
         {"learning_rate": 1e-2, "adaptive": True, "weight_decay": 0.1},
     ),
+    "monitored": Recipe(_monitored, {"learning_rate": 1e-2}),
     "scale_by_muon": Recipe(_muon_chain, {"learning_rate": 2e-2}, matrices),
     "scale_by_shampoo": Recipe(
         _shampoo_chain, {"learning_rate": 1e-2}, matrices, has_muon_state=False

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from checkpoints import Checkpoints
 from corpus import Corpus
+from diagnostics import Diagnostics
 from model import GPT, GPTConfig
 
 # Two models judged on the same windows: at this number, the standard error of the
@@ -89,14 +90,19 @@ def train(
     *,
     label: str,
     checkpoints: Checkpoints | None = None,
+    diagnostics: Diagnostics | None = None,
 ) -> tuple[State, History]:
     """Train from the seed, or from the newest checkpoint, to the last step."""
     graphdef, params = initial_params(model, config.seed)
+    if diagnostics:
+        optimizer = diagnostics.watch(optimizer)
     state, history = State(params, optimizer.init(params)), History()
     if checkpoints and checkpoints.latest() is not None:
         state, stored = checkpoints.restore(state)
         history = History(**stored)
         tqdm.write(f"{label}: resumed after step {len(history.train)}")
+    if diagnostics:
+        diagnostics.begin(len(history.train))
     validation = text.validation_windows(VALIDATION_WINDOWS, model.context)
 
     with tqdm(total=config.steps, initial=len(history.train), desc=label) as bar:
@@ -107,6 +113,8 @@ def train(
                 state, loss = train_step(graphdef, optimizer, state, windows)
                 history.train.append(float(loss))
             done = step + 1
+            if diagnostics and done % diagnostics.every == 0:
+                diagnostics.write(state.opt_state)
             if done % config.evaluate_every == 0 or done == config.steps:
                 loss = evaluate(graphdef, state.params, validation)
                 history.validation.append((done, loss))

@@ -21,6 +21,7 @@ import provenance
 import recipes
 import report
 from checkpoints import Checkpoints
+from diagnostics import Diagnostics
 from loop import TrainConfig, initial_params, train
 from model import GPTConfig
 from usage import UsageError, positive
@@ -54,6 +55,9 @@ def compare(options: argparse.Namespace) -> None:
         **dataclasses.asdict(model),
         **dataclasses.asdict(config),
     }
+    every = options.diagnostics_every
+    if every is not None:  # the checkpoints hold the records as well
+        shared["diagnostics_every"] = every
     # All are opened before any trains: a mismatch should not surface after an hour.
     opened = {
         name: open_checkpoints(out / name, shared | settings[name], options)
@@ -73,6 +77,8 @@ def compare(options: argparse.Namespace) -> None:
                 recipes.build(name, settings[name], config.steps),
                 label=name,
                 checkpoints=checkpoints,
+                diagnostics=every
+                and Diagnostics(out / name / "diagnostics.csv", every),
             )
 
     result = {
@@ -148,6 +154,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=float,
     )
     add("--out", "runs/gpt", "folder for checkpoints, curves and numbers")
+    add(
+        "--diagnostics-every",
+        None,
+        "steps between measurements of every matrix, in OUT/NAME/diagnostics.csv; "
+        "None: none",
+        type=positive,
+    )
     add("--checkpoint-every", 100, "steps between checkpoints", type=positive)
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
