@@ -44,8 +44,8 @@ def test_lower_bounds_are_the_versions_that_tests_run_with():
     extras = project["optional-dependencies"]
     wanted = [
         bound
-        for group in (project["dependencies"], extras["flax"], extras["test"])
-        for bound in [*group, *extras["examples"]]
+        for group in (project["dependencies"], extras["flax"], extras["plot"])
+        for bound in [*group, *extras["examples"], *extras["test"]]
     ]
     for bound in wanted:
         if ">=" in bound:
