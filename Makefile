@@ -38,7 +38,7 @@ lint: $(VENV)/installed
 # The API reference, from the docstrings: site/optax_muon.html
 docs: $(VENV)/installed
 	$(PIP) -r requirements-docs.txt
-	$(BIN)/python -m pdoc --docformat google --output-directory site optax_muon
+	$(BIN)/python -m pdoc --docformat google --output-directory site optax_muon optax_muon.plot
 
 # Against optax.contrib, PyTorch (if installed: requirements-peers.txt) and the GEMM;
 # every case is kept, so it can be stopped and resumed. Tables alone: ARGS=--table

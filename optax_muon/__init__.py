@@ -37,7 +37,7 @@ and of what is recorded of a run, on request:
 `scale_by_muon` is the middle of it, `muon` the whole, `orthogonalize` the part in
 brackets; other whole optimizers are in `_published`, `_published_chains`, `_scion` and
 `_like_optax`. `plan` shows the routing and what a step costs, `explain` what runs for a
-shape.
+shape; `python -m optax_muon` (_cli) does so from a shell. `optax_muon.plot` draws.
 
 Convention: a matrix is [fan_in, fan_out], as Flax kernels are.
 """

@@ -21,6 +21,8 @@ from optax_muon._cli_progress import Progress
 from optax_muon._cli_timing import WARM_UPS, by_turns, ratios, summary
 from optax_muon._tables import Table, amount
 
+# Long beside the clock's error, and what a device takes to begin.
+SAMPLE_SECONDS = 0.1
 OURS, OPTAX = "optax_muon", "optax.contrib.muon"
 
 
@@ -107,7 +109,7 @@ def measure(matrices: Matrices, dtype: str, rounds: int) -> dict[str, Any]:
                 OURS: matrices.updates(matrices.ours(), dtype),
                 OPTAX: matrices.updates(matrices.peer(), dtype),
             }
-            samples = by_turns(runs, rounds, progress.advance)
+            samples = by_turns(runs, rounds, progress.advance, SAMPLE_SECONDS)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

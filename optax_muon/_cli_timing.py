@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Work that is shorter is repeated, so that a sample is long beside the clock's error.
-SAMPLE_SECONDS = 0.1
 WARM_UPS = 2  # the first call compiles, the second tells how often to repeat
 
 
@@ -24,7 +22,7 @@ def by_turns(
     runs: dict[str, Callable[[], None]],
     rounds: int,
     on_sample: Callable[[], None],
-    sample_seconds: float = SAMPLE_SECONDS,
+    sample_seconds: float,
 ) -> dict[str, list[float]]:
     """Seconds of one run, of each in every round; every other round goes backwards.
 
@@ -32,7 +30,7 @@ def by_turns(
       runs: each returns when its work is done.
       rounds: how often each is measured.
       on_sample: called after each of WARM_UPS calls and each sample, of every run.
-      sample_seconds: how long a sample is at least, about.
+      sample_seconds: shorter work is repeated until a sample takes about so long.
     """
     repeats = {}
     for name, run in runs.items():
