@@ -134,7 +134,7 @@ def _model(result: Any) -> Model:
         )
     axes = axes_from_linen(first, *inputs)
     variables = jax.eval_shape(first.init, jax.random.key(0), *inputs)
-    return Model(linen.unbox(variables["params"]), axes)
+    return Model(variables["params"], axes)
 
 
 def _check(source: str, params: Any) -> None:

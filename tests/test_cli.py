@@ -200,3 +200,15 @@ def test_as_a_program():
     assert "optax_muon  " in found.stdout
     assert "JAX found no device: " in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_nobody_need_read_to_the_end():
+    """As with `| head`, which closes its end of the pipe."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "optax_muon", "coefficients"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
