@@ -1,10 +1,8 @@
 """Linen's boxes and NNX's variables: parameters that carry names of their axes."""
 
 import importlib
-import importlib.util
+import sys
 from typing import Any
-
-_HAS_FLAX = importlib.util.find_spec("flax") is not None
 
 
 def is_box(x: Any) -> bool:
@@ -14,16 +12,24 @@ def is_box(x: Any) -> bool:
 
 def is_variable(x: Any) -> bool:
     """Whether x is an NNX variable."""
-    return _HAS_FLAX and isinstance(x, importlib.import_module("flax.nnx").Variable)
+    nnx = imported_nnx()
+    return nnx is not None and isinstance(x, nnx.Variable)
 
 
 def params_of(model: Any) -> Any:
     """The `nnx.Param`s of an NNX module; anything else is a tree of them already."""
-    if _HAS_FLAX:
-        nnx = importlib.import_module("flax.nnx")
-        if isinstance(model, nnx.Module):
-            return nnx.state(model, nnx.Param)
+    nnx = imported_nnx()
+    if nnx is not None and isinstance(model, nnx.Module):
+        return nnx.state(model, nnx.Param)
     return model
+
+
+def imported_nnx() -> Any:
+    """flax.nnx, or None where nobody has imported it: then nothing can be of its types.
+
+    `sys.modules` alone could give a module that another thread is still importing.
+    """
+    return importlib.import_module("flax.nnx") if "flax.nnx" in sys.modules else None
 
 
 def axis_names(leaf: Any) -> tuple[Any, ...]:

@@ -1,13 +1,12 @@
 """shardings_of: how parameters lie on a mesh, read off them or a model's metadata."""
 
-import importlib
 import numbers
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from optax_muon._boxes import is_box, is_variable
+from optax_muon._boxes import imported_nnx, is_box, is_variable
 from optax_muon._matrix_axes import path_names
 
 
@@ -105,7 +104,7 @@ def _of_metadata(leaf: Any) -> PartitionSpec | None:
     if hasattr(leaf, "get_partition_spec"):
         return leaf.get_partition_spec()
     if is_variable(leaf):
-        spec = importlib.import_module("flax.nnx").get_partition_spec(leaf)
+        spec = imported_nnx().get_partition_spec(leaf)
         specs = jax.tree.leaves(spec, is_leaf=_is_told)
         return specs[0] if specs else None
     return None
