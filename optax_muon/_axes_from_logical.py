@@ -38,7 +38,8 @@ _NAMES = {
     TABLE: "vocab relpos_buckets abspos_buckets",
 }
 
-LOGICAL_RULES: Mapping[Any, Any] = MappingProxyType(
+# Not only a Mapping to type checkers: those have no |.
+LOGICAL_RULES: MappingProxyType[Any, Any] = MappingProxyType(
     {name: kind for kind, names in _NAMES.items() for name in names.split()}
 )
 """The rules of `axes_from_logical` for the names that T5X and MaxText use."""
