@@ -1,4 +1,4 @@
-"""What `import optax_muon` imports, and how Flax, which it does not, is still served."""
+"""What `import optax_muon` imports, and that Flax, which it does not, is served."""
 
 import subprocess
 import sys

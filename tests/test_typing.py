@@ -18,8 +18,8 @@ disallow-any-generics, disallow-subclassing-any, disallow-untyped-decorators,
 check-untyped-defs, warn-return-any, no-implicit-reexport, strict-equality,
 extra-checks, warn-unreachable
 """
-# The README's functions have no annotations; and optax.apply_updates gives a type of its
-# own for the params that it was given.
+# The README's functions have no annotations; and optax.apply_updates gives a type of
+# its own for the params that it was given.
 AS_WRITTEN = "allow-untyped-defs, allow-incomplete-defs, allow-redefinition"
 
 # A line each, and the code of the one error that it must be. Presets, whose signatures
@@ -67,7 +67,8 @@ def check(file, flags):
         capture_output=True,
         text=True,
     )
-    assert not result.stderr and result.returncode in (0, 1), result
+    assert result.returncode in (0, 1), result
+    assert not result.stderr
     pattern = r"^.*?:(\d+): error: (.*)  \[([\w-]+)\]$"
     errors = re.findall(pattern, result.stdout, flags=re.M)
     assert bool(errors) == bool(result.returncode), result.stdout
