@@ -3,8 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+OLDEST := .venv-oldest
+OLDEST_BIN := $(OLDEST)/bin
 
-.PHONY: train test test-peers test-slow test-tpu lint docs bench sweep compare convergence requirements clean
+.PHONY: train test test-peers test-slow test-oldest test-dist test-tpu lint docs dist bench sweep \
+  compare convergence requirements clean
 
 # Flags of the training program: make train ARGS="--data my_texts --out runs/mine"
 train: $(VENV)/installed
@@ -12,7 +15,7 @@ train: $(VENV)/installed
 
 # Which lines they run, for a sixth more time: make test ARGS=--cov
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 -m "not peers and not slow and not tpu" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not dist and not peers and not slow and not tpu" $(ARGS)
 
 # Parity with PyTorch's CPU build, which only these tests need.
 test-peers: $(VENV)/installed
@@ -23,6 +26,32 @@ test-peers: $(VENV)/installed
 # starts up to eight devices.
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# The oldest versions that pyproject.toml admits: samples of what touches JAX, optax, chex
+# and Flax most. (Numbers are tested with the newest alone.)
+OLDEST_TESTS := \
+  tests/test_axes_from_logical.py \
+  tests/test_checkpoints.py::test_flax_bytes \
+  tests/test_contract.py::test_inject_hyperparams \
+  tests/test_contract.py::test_nnx_optimizer \
+  tests/test_contract.py::test_train_state \
+  tests/test_imports.py \
+  tests/test_qk_flax.py \
+  tests/test_readme.py::test_code_blocks_run_in_order \
+  tests/test_readme.py::test_recipes_run \
+  tests/test_routing_trees.py \
+  tests/test_sharding.py::test_a_whole_step_of_training_keeps_its_shardings \
+  tests/test_sharding.py::test_orthogonalize_alone \
+  tests/test_sharding_arguments.py
+
+test-oldest: $(OLDEST)/installed
+	$(OLDEST_BIN)/python -m pip check
+	$(OLDEST_BIN)/python -m pytest -n 2 $(OLDEST_TESTS) $(ARGS)
+
+# Wheel and sdist: what is in them, and the wheel in an environment of its own.
+test-dist: $(VENV)/installed
+	$(PIP) -r requirements-dist.txt
+	$(BIN)/python -m pytest -m dist $(ARGS)
 
 # What a TPU's compiler makes of updates; needs no TPU. Where libtpu is installed, jax looks
 # for one unless JAX_PLATFORMS=cpu.
@@ -39,6 +68,11 @@ lint: $(VENV)/installed
 docs: $(VENV)/installed
 	$(PIP) -r requirements-docs.txt
 	$(BIN)/python -m pdoc --docformat google --output-directory site optax_muon optax_muon.plot
+
+# The sdist, and the wheel made from it: dist/
+dist: $(VENV)/installed
+	$(PIP) -r requirements-dist.txt
+	$(BIN)/python -m build --no-isolation
 
 # Against optax.contrib, PyTorch (if installed: requirements-peers.txt) and the GEMM;
 # every case is kept, so it can be stopped and resumed. Tables alone: ARGS=--table
@@ -63,10 +97,18 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	$(PIP) --no-deps --editable .
 	touch $@
 
+$(OLDEST)/installed: requirements-oldest.txt pyproject.toml
+	test -x $(OLDEST_BIN)/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST_BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements-oldest.txt
+	$(OLDEST_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --editable .
+	touch $@
+
 # Exact versions, no addresses. Needs uv.
 requirements:
 	uv pip compile pyproject.toml --extra test --python-version 3.11 --upgrade \
 	  --no-annotate --no-header --no-emit-index-url --output-file requirements.txt
 
 clean:
-	rm -rf $(VENV) runs site
+	rm -rf $(VENV) $(OLDEST) dist runs site

@@ -36,21 +36,29 @@ def test_every_public_name_is_documented():
             assert len(inspect.getdoc(value).splitlines()) >= 1, name
 
 
-def test_lower_bounds_are_the_versions_that_tests_run_with():
+def pins(file):
+    lines = (ROOT / file).read_text().split()
+    return dict(line.split("==") for line in lines)
+
+
+def lower_bounds(group):
+    """(name, version) of each `name>=version` among requirements."""
+    bounds = [re.fullmatch(r"([\w-]+)>=([\w.]+)", bound) for bound in group]
+    return {bound[1]: bound[2] for bound in bounds if bound}
+
+
+def test_lower_bounds_are_versions_that_tests_run_with():
+    """Of what users need, the oldest; of what examples and tests need, the newest."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pins = dict(
-        line.split("==") for line in (ROOT / "requirements.txt").read_text().split()
-    )
     extras = project["optional-dependencies"]
-    wanted = [
-        bound
-        for group in (project["dependencies"], extras["flax"], extras["plot"])
-        for bound in [*group, *extras["examples"], *extras["test"]]
-    ]
-    for bound in wanted:
-        if ">=" in bound:
-            name, version = re.split(">=", bound)
-            assert pins[name] == version
+    needed = lower_bounds([*project["dependencies"], *extras["flax"]])
+    assert len(needed) == len(project["dependencies"]) + 1
+    assert needed.items() <= pins("requirements-oldest.txt").items()
+    others = lower_bounds([*extras["plot"], *extras["examples"], *extras["test"]])
+    assert others.items() <= pins("requirements.txt").items()
+    assert needed.keys() <= pins("requirements.txt").keys()
+    dist = lower_bounds(extras["dist"])
+    assert dist.items() <= pins("requirements-dist.txt").items()
 
 
 def test_requirements_hold_versions_and_no_addresses():
