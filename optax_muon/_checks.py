@@ -1,7 +1,7 @@
 """Checks of arguments: each error names argument, value, reason and remedy."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, TypeAlias
 
 import jax
@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 Scalar: TypeAlias = float | jax.Array
-ScalarOrSchedule: TypeAlias = Scalar | optax.Schedule
+# optax.Schedule is Any to type checkers, as optax has no py.typed, and would admit all.
+ScalarOrSchedule: TypeAlias = Scalar | Callable[[Any], jax.typing.ArrayLike]
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
