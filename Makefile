@@ -6,8 +6,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 OLDEST := .venv-oldest
 OLDEST_BIN := $(OLDEST)/bin
 
-.PHONY: train test test-peers test-slow test-oldest test-dist test-tpu lint docs dist bench sweep \
-  compare convergence requirements clean
+.PHONY: train test test-peers test-slow test-oldest test-dist test-tpu lint docs pictures dist \
+  bench sweep compare convergence requirements clean
 
 # Flags of the training program: make train ARGS="--data my_texts --out runs/mine"
 train: $(VENV)/installed
@@ -64,10 +64,15 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The API reference, from the docstrings: site/optax_muon.html
+# The documentation, with the reference from the docstrings: open site/index.html. A link
+# that leads nowhere, a page that is in no menu, and any other warning is an error.
 docs: $(VENV)/installed
 	$(PIP) -r requirements-docs.txt
-	$(BIN)/python -m pdoc --docformat google --output-directory site optax_muon optax_muon.plot
+	NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu $(BIN)/python -m mkdocs build --strict
+
+# The pictures in docs/pictures, which are kept: their sources are the library's own tables.
+pictures: $(VENV)/installed
+	JAX_PLATFORMS=cpu $(BIN)/python docs/pictures.py
 
 # The sdist, and the wheel made from it: dist/
 dist: $(VENV)/installed

@@ -1,0 +1,101 @@
+"""The documentation tells the truth: its code runs, and its lists are complete."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import optax
+import pytest
+
+import optax_muon
+import optax_muon.plot
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+
+
+def blocks(page):
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.M | re.S)
+
+
+def line_of(page, block):
+    text = page.read_text()
+    return text[: text.index(block)].count("\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_code_runs_in_order(page, monkeypatch, tmp_path):
+    """In one namespace a page; paths in it are those of an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    # Flax and pickles find a class by its module's name.
+    namespace = {"__name__": "docs_page"}
+    for block in blocks(page):
+        # Errors show the line of the page.
+        source = "\n" * line_of(page, block) + block
+        exec(compile(source, str(page), "exec"), namespace)
+
+
+def test_code_blocks_are_of_a_known_language():
+    """A block of another name would not be run, and nobody would notice."""
+    for page in PAGES:
+        fences = re.findall(r"^```(.*)$", page.read_text(), flags=re.M)
+        opening, closing = fences[::2], fences[1::2]
+        assert set(opening) <= {"python", "bash", "text"}, page
+        assert set(closing) <= {""}, page
+
+
+def test_every_public_name_is_in_the_reference():
+    text = (DOCS / "api.md").read_text()
+    names = re.findall(r"^::: optax_muon\.(\w+)$", text, flags=re.M)
+    names += re.findall(r"^### `(\w+)`", text, flags=re.M)
+    assert sorted(names) == sorted(optax_muon.__all__)
+    figures = re.findall(r"^::: optax_muon\.plot\.(\w+)$", text, flags=re.M)
+    assert sorted(figures) == sorted(optax_muon.plot.__all__)
+
+
+# torch.optim.Muon of PyTorch 2.13 (also of 2.14).
+TORCH = "params lr weight_decay momentum nesterov ns_coefficients eps ns_steps"
+TORCH += " adjust_lr_fn"
+# KellerJordan/Muon, muon.py: both classes for matrices, and the keys that groups of
+# MuonWithAuxAdam may have.
+JORDAN = "params lr weight_decay momentum use_muon betas eps"
+# The same file's zeropower_via_newtonschulz5 and muon_update.
+FUNCTIONS = "G steps grad momentum beta ns_steps nesterov"
+
+TABLES = {
+    "from-optax.md": [inspect.signature(optax.contrib.muon).parameters],
+    "from-adamw.md": [inspect.signature(optax.adamw).parameters],
+    "from-torch-and-keller-jordan.md": [
+        TORCH.split(),
+        JORDAN.split(),
+        FUNCTIONS.split(),
+    ],
+}
+
+
+@pytest.mark.parametrize("guide", TABLES)
+def test_tables_of_arguments_are_complete(guide):
+    """The first cells of the last tables of a guide are the arguments, each once."""
+    text = (DOCS / "guides" / guide).read_text()
+    tables = re.findall(r"^\|---.*\n((?:\|.*\n)+)", text, flags=re.M)
+    for table, arguments in zip(
+        tables[-len(TABLES[guide]) :], TABLES[guide], strict=True
+    ):
+        cells = [row.split("|")[1] for row in table.splitlines()]
+        named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+        assert sorted(named) == sorted(arguments)
+
+
+def test_benchmark_tables_can_be_made():
+    """Every table that a page asks for is one that docs/tables.py can make."""
+    script = (
+        "import sys; sys.path.insert(0, 'docs'); import tables, pathlib\n"
+        "page = pathlib.Path('docs/benchmarks.md').read_text()\n"
+        "made = tables.on_page_markdown(page)\n"
+        "assert '<!-- table' in page and '<!-- table' not in made\n"
+        "assert made.count('| --- |') >= 3\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
