@@ -37,7 +37,6 @@ OLDEST_TESTS := \
   tests/test_contract.py::test_train_state \
   tests/test_imports.py \
   tests/test_qk_flax.py \
-  tests/test_readme.py::test_code_blocks_run_in_order \
   tests/test_readme.py::test_recipes_run \
   tests/test_routing_trees.py \
   tests/test_sharding.py::test_a_whole_step_of_training_keeps_its_shardings \
