@@ -26,9 +26,10 @@ def axes_from_nnx(
     Axes that a layer's configuration does not imply are those of stacked layers, made
     by `nnx.vmap` or `nnx.scan`: every layer, and every expert, is a matrix of its own.
     Where lengths coincide, as with 32 layers of 32 heads, the other parameters of the
-    same stack tell, or it is an error. Groups of a convolution and the fused gates of
-    `OptimizedLSTMCell` and `GRUCell` are matrices side by side (`fan_out_parts`), as if
-    each had a leaf of its own.
+    same layer tell, or it is an error: no model tells how far its stacks reach, and
+    those side by side may lie along other axes. Groups of a convolution and the fused
+    gates of `OptimizedLSTMCell` and `GRUCell` are matrices side by side
+    (`fan_out_parts`), as if each had a leaf of its own.
 
     Args:
       model: a `flax.nnx.Module`, its variables arrays or, by `nnx.eval_shape`, shapes.
@@ -90,7 +91,8 @@ def axes_from_linen(
 
     `module.init` is evaluated for shapes alone, which takes no memory, and every
     parameter is decided by the module that makes it: see `axes_from_nnx`. Stacked axes
-    are those that a parameter has outside of `nn.scan` and `nn.vmap` and not inside.
+    are those that a parameter has outside of `nn.scan` and `nn.vmap` and not inside;
+    where lengths coincide, the other parameters inside tell.
 
     Args:
       module: a `flax.linen.Module`.

@@ -6,7 +6,7 @@ there each module sees its own parameters as one layer has them, before `nn.scan
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -26,6 +26,7 @@ from optax_muon._layers import (
 )
 from optax_muon._matrix_axes import MatrixAxes, UndecidedLeafError, path_names
 from optax_muon._model_leaves import ModelLeaf
+from optax_muon._stack_axes import Lengths
 
 _NORMS = (nn.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm)
 # What has a parameter named so says nothing but that it goes to AdamW.
@@ -60,6 +61,7 @@ class Watch:
     def __init__(self) -> None:
         self.modules: dict[Names, list[nn.Module]] = {}
         self.made: dict[Names, list[Made]] = {}
+        self._seen: dict[Names, set[tuple[int, Shape]]] = {}
 
     def __call__(
         self, method: Callable[..., Any], args: Any, kwargs: Any, context: Any
@@ -75,12 +77,14 @@ class Watch:
 
     def _look_at(self, module: nn.Module, equation: str | None) -> None:
         self.modules.setdefault(module.path, []).append(module)
-        for name, value in module.variables.get("params", {}).items():
-            if isinstance(value, Mapping):
-                continue  # a module inside
+        params = module.variables.get("params", {})
+        for path, value in jax.tree.leaves_with_path(params, is_leaf=is_box):
             shape = jnp.shape(nn.unbox(value))
-            names = (*module.path, *name.split("/"))
-            self.made.setdefault(names, []).append(Made(module, shape, equation))
+            own = "/".join(path_names(path)).split("/")
+            names = (*module.path, *own)
+            self._seen.setdefault(names, set()).add((len(module.path), shape))
+            if len(path) == 1:  # else of a module inside
+                self.made.setdefault(names, []).append(Made(module, shape, equation))
 
     def of(self, names: Names) -> list[Made]:
         """Who made a parameter: those that saw it as one layer has it."""
@@ -90,6 +94,14 @@ class Watch:
         # Some methods of an Einsum are not told its equation.
         told = [one for one in seen if one.equation is not None]
         return told or seen
+
+    def together(self, names: Names, layer: Shape) -> int:
+        """How many names lead to the outermost module that saw one layer's shape.
+
+        What is stacked together with the parameter, is stacked around that module.
+        """
+        depths = (depth for depth, s in self._seen.get(names, ()) if s == layer)
+        return min(depths, default=len(names) - 1)
 
 
 def leaves_of_linen(
@@ -130,7 +142,8 @@ def _abstractly(module: nn.Module, args: Any, kwargs: Any, rngs: Any) -> Any:
 def _leaf(path: Any, value: Any, watch: Watch) -> ModelLeaf:
     names = path_names(path)
     around = [watch.modules.get(names[:n], []) for n in range(len(names))]
-    seen = watch.of(tuple(part for name in names for part in name.split("/")))
+    parts = tuple(part for name in names for part in name.split("/"))
+    seen = watch.of(parts)
     declared = [
         _declared(one, names[-1], watch.modules.get(one.module.path[:-1], []))
         for one in seen
@@ -144,13 +157,15 @@ def _leaf(path: Any, value: Any, watch: Watch) -> ModelLeaf:
     ]
     return ModelLeaf(
         path=path,
+        aliases=(),
         shape=jnp.shape(value),
         dtype=value.dtype,
         owner=type(modules[-1]).__name__,
         modules=tuple(modules),
         declared=tuple(one for one in declared if one is not None),
         layer=seen[0].shape if len({one.shape for one in seen}) == 1 else None,
-        spoken=tuple(spoken),
+        spoken=(tuple(spoken),),
+        together=watch.together(parts, seen[0].shape) if seen else len(names) - 1,
     )
 
 
@@ -180,6 +195,7 @@ def _declared(one: Made, name: str, around: list[nn.Module]) -> Declared | None:
     if name != "kernel":
         return None
     try:
+        _check_shape(layer, shape)
         return Declared(_kernel(one, around), shape)
     except UndecidedLeafError as reason:
         return Declared(shape=shape, problem=str(reason))
@@ -194,6 +210,38 @@ _KERNELS = (
     nn.ConvLocal,
     nn.ConvTranspose,
 )
+
+
+def _check_shape(layer: Any, shape: Shape) -> None:
+    """Refuses a kernel that a subclass makes in another shape than the layer's."""
+    expected = _configured(layer)
+    if len(expected) != len(shape) or any(
+        length not in (None, found)
+        for length, found in zip(expected, shape, strict=True)
+    ):
+        lengths = ", ".join("any" if n is None else str(n) for n in expected)
+        raise UndecidedLeafError(
+            f"one layer's would be ({lengths}) by its configuration, and is {shape}"
+        )
+
+
+def _configured(layer: Any) -> Lengths:
+    """The shape of a kernel that a layer's configuration implies.
+
+    The inputs' lengths come from the calls alone.
+    """
+    if isinstance(layer, nn.DenseGeneral):
+        inputs = _count(layer.batch_dims) + _count(layer.axis)
+        return (None,) * inputs + _as_tuple(layer.features)
+    if isinstance(layer, nn.Einsum):
+        return tuple(layer.shape)
+    if isinstance(layer, nn.ConvLocal):
+        return (None,) * (_count(layer.kernel_size) + 1) + (layer.features,)
+    if isinstance(layer, nn.ConvTranspose) and layer.transpose_kernel:
+        return (*_as_tuple(layer.kernel_size), layer.features, None)
+    if isinstance(layer, (nn.Conv, nn.ConvTranspose)):
+        return (*_as_tuple(layer.kernel_size), None, layer.features)
+    return (None, layer.features)
 
 
 def _kernel(one: Made, around: list[nn.Module]) -> MatrixAxes | None:
@@ -231,4 +279,8 @@ def _with_gates(
 
 
 def _count(value: Any) -> int:
-    return len(value) if isinstance(value, (tuple, list)) else 1
+    return len(_as_tuple(value))
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)

@@ -4,7 +4,7 @@ Imports Flax: to be imported only where it is needed.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +38,9 @@ Names = tuple[Any, ...]
 def leaves_of_nnx(model: nnx.Module, wrt: Any) -> list[tuple[Names, ModelLeaf]]:
     """Each parameter that `wrt` selects, with its names in `nnx.state(model, wrt)`."""
     around, holders = _surroundings(model)
+    occurrences: dict[int, list[tuple[Names, list[Any]]]] = {}
+    for path, inside, shared in _occurrences(model, (), []):
+        occurrences.setdefault(id(shared), []).append((path, inside))
     found = []
     for names, _ in nnx.to_flat_state(nnx.state(model, wrt)):
         *nodes, variable = _nodes(model, names)
@@ -48,17 +51,28 @@ def leaves_of_nnx(model: nnx.Module, wrt: Any) -> list[tuple[Names, ModelLeaf]]:
         ]
         known = tuple(one for one in declared if one is not None)
         shapes = {one.shape for one in known if one.shape is not None}
+        if known and None in declared:
+            known += (
+                Declared(problem="shared with a module that is no layer of Flax"),
+            )
         value = variable.get_value()
-        keys = [jax.tree_util.DictKey(name) for name in names]
+        every = dict.fromkeys([names])
+        every |= dict.fromkeys(path for path, _ in occurrences.get(id(variable), []))
+        spoken = [_spoken(nodes, names)]
+        spoken += [_spoken(*reversed(one)) for one in occurrences.get(id(variable), [])]
         leaf = ModelLeaf(
-            path=tuple(keys),
-            shape=getattr(value, "shape", None),
+            path=_keys(names),
+            aliases=tuple(_keys(path) for path in every if path != names),
+            # None is no leaf for AdamW either.
+            shape=() if value is None else getattr(value, "shape", None),
             dtype=getattr(value, "dtype", None),
             owner=type(_owner(nodes)).__name__,
             modules=modules,
-            declared=known,
+            declared=() if value is None else known,
             layer=shapes.pop() if len(shapes) == 1 else None,
-            spoken=tuple(_spoken(nodes, keys)),
+            spoken=tuple(_keys(path) for path in spoken),
+            # Nothing in a model tells how far up its modules were stacked together.
+            together=len(names) - 1,
         )
         found.append((names, leaf))
     return found
@@ -85,7 +99,12 @@ def _nodes(model: nnx.Module, names: Names) -> Iterator[Any]:
     node: Any = model
     yield node
     for name in names:
-        is_attribute = isinstance(node, nnx.Pytree) and isinstance(name, str)
+        holds_items = isinstance(node, (Mapping, Sequence)) and not hasattr(
+            node, "_fields"
+        )
+        is_attribute = isinstance(name, str) and (
+            isinstance(node, nnx.Pytree) or not holds_items
+        )
         node = getattr(node, name) if is_attribute else node[name]
         yield node
 
@@ -99,10 +118,45 @@ def _owner(nodes: list[Any]) -> Any:
     )
 
 
-def _spoken(nodes: list[Any], keys: list[Any]) -> Iterator[Any]:
-    for node, key in zip(nodes, keys, strict=True):
-        if not any(isinstance(node, c) and key.key == name for c, name in _WRAPPERS):
-            yield key
+def _occurrences(
+    node: Any, path: Names, nodes: list[Any]
+) -> Iterator[tuple[Names, list[Any], nnx.Variable]]:
+    """Every path to every variable, with what lies along it: shared ones have many."""
+    if isinstance(node, nnx.Variable):
+        yield path, nodes, node
+    elif not any(node is above for above in nodes):  # modules may refer to each other
+        for name, child in _children(node):
+            yield from _occurrences(child, (*path, name), [*nodes, node])
+
+
+def _children(node: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(node, nnx.List):
+        return enumerate(node)
+    if isinstance(node, nnx.Pytree):
+        return [(k, v) for k, v in vars(node).items() if not k.startswith("_pytree__")]
+    inside = jax.tree_util.tree_leaves_with_path(
+        node, is_leaf=lambda inner: inner is not node
+    )
+    return [(_name(key[0]), child) for key, child in inside if key]
+
+
+def _name(key: Any) -> Any:
+    """What a key of jax's paths holds: an attribute's name, a key or an index."""
+    fields = ("name", "key", "idx")
+    return next(getattr(key, field) for field in fields if hasattr(key, field))
+
+
+def _keys(names: Names) -> tuple[jax.tree_util.DictKey, ...]:
+    return tuple(jax.tree_util.DictKey(name) for name in names)
+
+
+def _spoken(nodes: list[Any], names: Names) -> Names:
+    """A path without the names that wrappers of layers put in."""
+    return tuple(
+        name
+        for node, name in zip(nodes, names, strict=True)
+        if not any(isinstance(node, c) and name == inner for c, inner in _WRAPPERS)
+    )
 
 
 def _declared(layer: Any, name: str, nodes: list[Any]) -> Declared | None:

@@ -33,15 +33,21 @@ class ModelChoices:
         _check_others(self._others, module)
         self._met: list[tuple[str, Choice]] = []
 
-    def sends_to_adamw(self, name: str, modules: tuple[Any, ...]) -> bool:
-        """Whether `adamw` names the leaf."""
-        meeting = [choice for choice in self._adamw if _meets(choice, name, modules)]
+    def sends_to_adamw(self, paths: tuple[Path, ...], modules: tuple[Any, ...]) -> bool:
+        """Whether `adamw` names the leaf, by any of its paths."""
+        names = _joined(paths)
+        meeting = [choice for choice in self._adamw if _meets(choice, names, modules)]
         self._met += [("adamw", choice) for choice in meeting]
         return bool(meeting)
 
+    def others_meet(self, paths: tuple[Path, ...], modules: tuple[Any, ...]) -> bool:
+        """Whether an entry of `others` names the leaf; a rule names none."""
+        names = _joined(paths)
+        return any(_meets(choice, names, modules) for choice in self._others)
+
     def of_others(
         self,
-        path: Path,
+        paths: tuple[Path, ...],
         leaf: jax.ShapeDtypeStruct,
         modules: tuple[Any, ...],
         reason: UndecidedLeafError,
@@ -51,27 +57,29 @@ class ModelChoices:
         Raises:
           UndecidedLeafError: nothing, or several things, or axes that do not fit.
         """
-        name = "/".join(path_names(path))
-        axes = (
-            self._of_dictionary(name, modules, reason)
-            if self._rule is None
-            else _checked(self._rule(path, leaf), name)
-        )
+        names = _joined(paths)
+        if self._rule is None:
+            said = self._of_dictionary(names, modules)
+        else:
+            said = {
+                _checked(self._rule(path, leaf), name)
+                for path, name in zip(paths, names, strict=True)
+            }
+        if not said:
+            raise reason
+        if len(said) > 1:
+            raise UndecidedLeafError(f"others says several things of it: {said}")
+        (axes,) = said
         if axes is not None:
             axes.view(leaf.shape)
         return axes
 
     def _of_dictionary(
-        self, name: str, modules: tuple[Any, ...], reason: UndecidedLeafError
-    ) -> MatrixAxes | None:
-        meeting = [choice for choice in self._others if _meets(choice, name, modules)]
+        self, names: list[str], modules: tuple[Any, ...]
+    ) -> set[MatrixAxes | None]:
+        meeting = [choice for choice in self._others if _meets(choice, names, modules)]
         self._met += [("others", choice) for choice in meeting]
-        said = {self._others[choice] for choice in meeting}
-        if not said:
-            raise reason
-        if len(said) > 1:
-            raise UndecidedLeafError(f"others says several things of it: {said}")
-        return said.pop()
+        return {self._others[choice] for choice in meeting}
 
     def check_used(self, function: str) -> None:
         """Raise unless every choice met a leaf."""
@@ -91,9 +99,13 @@ class ModelChoices:
             )
 
 
-def _meets(choice: Choice, name: str, modules: tuple[Any, ...]) -> bool:
+def _joined(paths: tuple[Path, ...]) -> list[str]:
+    return ["/".join(path_names(path)) or "(root)" for path in paths]
+
+
+def _meets(choice: Choice, names: list[str], modules: tuple[Any, ...]) -> bool:
     if isinstance(choice, str):
-        return components(choice).search(name) is not None
+        return any(components(choice).search(name) for name in names)
     if isinstance(choice, type):
         return any(isinstance(module, choice) for module in modules)
     return any(module is choice for module in modules)

@@ -24,27 +24,37 @@ class ModelLeaf:
 
     Attributes:
       path: its key path among the parameters.
+      aliases: other paths to it, if modules share it.
       shape, dtype: of the whole leaf; a shape of None if it is no array.
       owner: the name of the class of its module.
       modules: its module and those around it, as objects.
       declared: what layers that are known say of it: several if they share it.
       layer: its shape without stacked axes, if that is known.
-      spoken: its path without the names that wrappers of layers put in.
+      spoken: all its paths without the names that wrappers of layers put in.
+      together: so many of its names lead to the outermost module around it that is
+        known to be stacked as a whole, if it is stacked.
     """
 
     path: Path
+    aliases: tuple[Path, ...]
     shape: tuple[int, ...] | None
     dtype: np.dtype | None
     owner: str
     modules: tuple[Any, ...]
     declared: tuple[Declared, ...]
     layer: Lengths | None
-    spoken: Path
+    spoken: tuple[Path, ...]
+    together: int
 
     @property
     def name(self) -> str:
         """Its names joined by "/"."""
         return "/".join(path_names(self.path)) or "(root)"
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All paths to it."""
+        return (self.path, *self.aliases)
 
 
 def decide(
@@ -75,14 +85,19 @@ def decide(
 
 def _stacked(leaf: ModelLeaf) -> Stacked:
     layer = None if leaf.shape is None else leaf.layer
-    return Stacked(path_names(leaf.path), leaf.shape or (), layer)
+    names = path_names(leaf.path)
+    return Stacked(names, leaf.shape or (), layer, leaf.together)
 
 
 def _decision(
     leaf: ModelLeaf, stacks: set[Axes], choices: ModelChoices
 ) -> MatrixAxes | None:
-    by_choice = choices.sends_to_adamw(leaf.name, leaf.modules)
-    if by_choice or flax_role(leaf.spoken) is not None:
+    by_choice = choices.sends_to_adamw(leaf.paths, leaf.modules)
+    roles = {flax_role(path) for path in leaf.spoken}
+    if by_choice or roles - {"vector", None}:
+        return None
+    is_named_vector = roles == {"vector"}
+    if is_named_vector and (leaf.declared or leaf.shape is None):
         return None
     if leaf.shape is None:
         raise UndecidedLeafError("no array; keep each array in a variable of its own")
@@ -90,7 +105,30 @@ def _decision(
         return _explained(leaf, leaf.shape, stacks)
     except UndecidedLeafError as reason:
         shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        return choices.of_others(leaf.path, shape, leaf.modules, reason)
+        if is_named_vector and not choices.others_meet(leaf.paths, leaf.modules):
+            return None
+        axes = choices.of_others(leaf.paths, shape, leaf.modules, reason)
+        _check_stack(axes, leaf, shape.shape, stacks)
+        return axes
+
+
+def _check_stack(
+    axes: MatrixAxes | None,
+    leaf: ModelLeaf,
+    shape: tuple[int, ...],
+    stacks: set[Axes],
+) -> None:
+    """Refuses axes of `others` that are stacked ones, which the model knows."""
+    if axes is None or len(stacks) != 1:
+        return
+    (stack,) = stacks
+    view = axes.view(shape)
+    used = set(stack) & {*view.fan_in_axes, *view.fan_out_axes}
+    if used:
+        raise UndecidedLeafError(
+            f"others gave {axes}, but axis {min(used)} is stacked: of one layer it is "
+            f"{leaf.layer}; count axes on the whole stored leaf"
+        )
 
 
 def _explained(
@@ -133,6 +171,7 @@ def _in_stack(
 
 
 def _with_axes(axes: MatrixAxes, shape: tuple[int, ...], stack: Axes) -> MatrixAxes:
+    axes.view(without(shape, stack))  # refuses axes and parts that do not fit
     for i, axis in enumerate(stack):
         axes = axes.stacked(axis, without(shape, stack[i:]))
     return axes

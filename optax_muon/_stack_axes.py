@@ -1,10 +1,10 @@
 """Which axes of a leaf are stacked layers: those that one layer's shape has not.
 
 `nn.scan`, `nnx.scan` and `vmap` add axes to leaves. Where lengths coincide, such as 32
-layers of 32 heads, several axes of a leaf may be the added one. Then the other leaves
-of its module tell, or of the modules around it, as long as these are stacked as a
-whole: one transformation stacks them all along the same axis, counted from the start
-or from the end.
+layers of 32 heads, several axes of a leaf may be the added one. Then other leaves tell,
+but those alone that are known to be stacked together with it, by one transformation:
+that stacks them along the same axis, counted from the start or from the end, and to
+the same length. Stacks side by side in a model may lie along axes of their own.
 """
 
 import dataclasses
@@ -17,14 +17,20 @@ Lengths = tuple[int | None, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Stacked:
-    """A leaf by name, with its shape and that of one layer, if it is known.
+    """A leaf that may be stacked.
 
-    None in the latter is any length.
+    Attributes:
+      names: its path.
+      shape: that of the whole leaf.
+      layer: that of one layer, if it is known; None in it is any length.
+      together: so many of its names lead to the outermost module that is known to be
+        stacked as a whole.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
     layer: Lengths | None
+    together: int
 
 
 def stacked_axes(leaves: Sequence[Stacked]) -> list[set[Axes]]:
@@ -32,8 +38,8 @@ def stacked_axes(leaves: Sequence[Stacked]) -> list[set[Axes]]:
 
     None at all says that the shape does not fit the layer's, or that this is not known.
 
-    >>> kernel = Stacked(("out", "kernel"), (8, 8, 4, 5), (8, 4, 5))
-    >>> bias = Stacked(("out", "bias"), (8, 5), (5,))
+    >>> kernel = Stacked(("out", "kernel"), (8, 8, 4, 5), (8, 4, 5), together=1)
+    >>> bias = Stacked(("out", "bias"), (8, 5), (5,), together=1)
     >>> stacked_axes([kernel]), stacked_axes([kernel, bias])
     ([{(0,), (1,)}], [{(0,)}, {(0,)}])
     """
@@ -69,10 +75,10 @@ def _agreed(
     """The axes of leaf i that agree with other leaves of its module, or around it."""
     rank = len(leaves[i].shape)
     for peers in _enclosing(i, leaves, possible):
-        agreed = _numberings(possible[i], rank)
+        agreed = _numberings(possible[i], leaves[i].shape)
         for j in peers:
-            agreed &= _numberings(possible[j], len(leaves[j].shape))
-        axes = {tuple(sorted(axis % rank for axis in one)) for one in agreed}
+            agreed &= _numberings(possible[j], leaves[j].shape)
+        axes = {tuple(sorted(axis % rank for axis in one)) for one, _ in agreed}
         if len(axes) == 1:
             return axes
     return possible[i]
@@ -87,7 +93,7 @@ def _enclosing(
         return len(min(possible[j]))
 
     names = leaves[i].names
-    for length in range(len(names) - 1, -1, -1):
+    for length in range(len(names) - 1, leaves[i].together - 1, -1):
         inside = [
             j
             for j, leaf in enumerate(leaves)
@@ -98,10 +104,11 @@ def _enclosing(
         yield [j for j in inside if depth(j) == depth(i)]
 
 
-def _numberings(axes: set[Axes], rank: int) -> set[Axes]:
-    """Each axis by its number from the start, and by that from the end."""
+def _numberings(axes: set[Axes], shape: tuple[int, ...]) -> set[tuple[Axes, Axes]]:
+    """Each axis by its number from the start, and by that from the end; and lengths."""
+    rank = len(shape)
     return {
-        numbered
+        (numbered, tuple(sorted(shape[axis] for axis in one)))
         for one in axes
         for numbered in itertools.product(*((axis, axis - rank) for axis in one))
     }

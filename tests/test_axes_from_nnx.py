@@ -10,12 +10,11 @@ from optax_muon import MatrixAxes
 from tests import architecture_tables as tables
 from tests import architectures_nnx as models
 from tests import flax_models, routing_cases
-from tests.architecture_tables import check
+from tests.architecture_tables import check, flat
 from tests.routing_cases import random_like, random_model, table_of
 
 CASES = {
     "llama": (models.Llama, tables.LLAMA),
-    "llama along 1": (lambda rngs: models.Llama(rngs, axis=1), tables.LLAMA_ALONG_1),
     "vit": (models.ViT, tables.VIT_NNX),
     "resnet": (models.ResNet, tables.RESNET_NNX),
     "moe": (models.MoE, tables.MOE),
@@ -76,24 +75,58 @@ def test_in_nnx_optimizer():
     jax.tree.map(np.testing.assert_array_equal, after, expected)
 
 
+def of_one_block(axis):
+    """A rule for stacked blocks, by what one block says of its parameters."""
+    block = nnx.eval_shape(lambda: models.LlamaBlock(nnx.Rngs(0)))
+    one = flat(optax_muon.axes_from_nnx(block))
+
+    def inner(path, leaf):
+        return one["/".join(optax_muon._matrix_axes.path_names(path)[1:])]
+
+    return optax_muon.stacked("layers", axis, inner)
+
+
 @pytest.mark.parametrize("layers", [models.HEADS, models.HEAD_DIM, models.WIDTH])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_as_many_layers_as_something_else(layers, axis):
-    """As in Llama 2 7B, of 32 layers and 32 heads: other kernels of the stack tell."""
+    """As in Llama 2 7B, of 32 layers and 32 heads: a rule decides what is open."""
     model = nnx.eval_shape(
-        lambda: nnx.Dict(
-            embed=nnx.Embed(7, models.WIDTH, rngs=nnx.Rngs(0)),
-            layers=models.stack(models.LlamaBlock, layers, nnx.Rngs(0), axis),
-        )
+        lambda: models.stack(models.LlamaBlock, layers, nnx.Rngs(0), axis)
     )
+    model = nnx.Dict(layers=model)
     table = tables.LLAMA_ALONG_1 if axis else tables.LLAMA
     expected = {
         path: row and (*row[:2], layers)
         for path, row in table.items()
         if path.startswith("layers/")
     }
-    params, axes = nnx.state(model, nnx.Param), optax_muon.axes_from_nnx(model)
-    check(params, axes, expected | {"embed/embedding": None})
+    axes = optax_muon.axes_from_nnx(model, others=of_one_block(axis))
+    check(nnx.state(model, nnx.Param), axes, expected)
+
+
+def test_llama_along_1():
+    model = nnx.eval_shape(lambda: models.Llama(nnx.Rngs(0), axis=1))
+    axes = optax_muon.axes_from_nnx(model, others=of_one_block(1))
+    check(nnx.state(model, nnx.Param), axes, tables.LLAMA_ALONG_1)
+
+
+class Two(nnx.Module):
+    """Two stacks, along axes of their own: nothing tells them from one."""
+
+    def __init__(self, rngs, length):
+        def layer(inputs):
+            return lambda rngs: nnx.Linear(inputs, 5, use_bias=False, rngs=rngs)
+
+        self.enc = models.stack(layer(4), 4, rngs, axis=1)
+        self.dec = models.stack(layer(3), length, rngs)
+        self.norm = nnx.RMSNorm(4, rngs=rngs)
+
+
+@pytest.mark.parametrize("length", [4, 6])
+def test_stacks_side_by_side_do_not_tell(length):
+    model = nnx.eval_shape(lambda: Two(nnx.Rngs(0), length))
+    with pytest.raises(ValueError, match=r"  enc/kernel .* any of \(0,\) or \(1,\)\n"):
+        optax_muon.axes_from_nnx(model)
 
 
 class Containers(nnx.Module):

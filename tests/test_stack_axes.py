@@ -8,10 +8,15 @@ import pytest
 from optax_muon._stack_axes import Stacked, stacked_axes, without
 
 
-def stack(names, layer, length, axis):
+def leaf_of(path, shape, layer):
+    """A leaf that is stacked with all in the module of its first name."""
+    return Stacked(tuple(path.split("/")), shape, layer, int("/" in path))
+
+
+def stack(path, layer, length, axis):
     """A leaf of stacked layers; a negative axis counts from the end of the stack."""
     at = axis % (len(layer) + 1)
-    return Stacked(names, (*layer[:at], length, *layer[at:]), layer), (at,)
+    return leaf_of(path, (*layer[:at], length, *layer[at:]), layer), (at,)
 
 
 def test_without():
@@ -20,30 +25,30 @@ def test_without():
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -2])
 def test_of_other_lengths_the_shape_tells(axis):
-    leaf, at = stack(("w",), (2, 3), 7, axis)
+    leaf, at = stack("w", (2, 3), 7, axis)
     assert stacked_axes([leaf]) == [{at}]
 
 
 def test_two_stacked_axes():
-    leaf = Stacked(("w",), (5, 2, 7, 3), (2, 3))
+    leaf = leaf_of("w", (5, 2, 7, 3), (2, 3))
     assert stacked_axes([leaf]) == [{(0, 2)}]
 
 
 def test_what_does_not_fit_or_is_not_known():
     leaves = [
-        Stacked(("w",), (2, 3), (3, 2)),
-        Stacked(("w",), (2, 3), (2, 3, 4)),
-        Stacked(("w",), (2, 3), None),
-        Stacked(("w",), (2, 3), (2, 3)),
+        leaf_of("w", (2, 3), (3, 2)),
+        leaf_of("w", (2, 3), (2, 3, 4)),
+        leaf_of("w", (2, 3), None),
+        leaf_of("w", (2, 3), (2, 3)),
     ]
     assert stacked_axes(leaves) == [set(), set(), set(), {()}]
 
 
 # Llama 2 7B: 32 layers of 32 heads.
-OUT = Stacked(("layers", "out", "kernel"), (32, 32, 128, 4096), (32, 128, 4096))
-QUERY = Stacked(("layers", "query", "kernel"), (32, 4096, 32, 128), (4096, 32, 128))
-SCALE = Stacked(("layers", "norm", "scale"), (32, 4096), (4096,))
-EMBED = Stacked(("embed", "embedding"), (100, 4096), (100, 4096))
+OUT = leaf_of("layers/out/kernel", (32, 32, 128, 4096), (32, 128, 4096))
+QUERY = leaf_of("layers/query/kernel", (32, 4096, 32, 128), (4096, 32, 128))
+SCALE = leaf_of("layers/norm/scale", (32, 4096), (4096,))
+EMBED = leaf_of("embed/embedding", (100, 4096), (100, 4096))
 
 
 def test_other_leaves_of_the_stack_tell():
@@ -54,29 +59,37 @@ def test_other_leaves_of_the_stack_tell():
 
 def test_a_vector_leaves_open_from_which_end_its_axis_counts():
     """Axis 0 and axis -2 of a bias are one, but two of a kernel of rank 3."""
-    kernel = Stacked(("layers", "kernel"), (7, 7, 5), (7, 5))
-    first = Stacked(("layers", "bias"), (7, 5), (5,))
+    kernel = leaf_of("layers/kernel", (7, 7, 5), (7, 5))
+    first = leaf_of("layers/bias", (7, 5), (5,))
     assert stacked_axes([kernel, first])[0] == {(0,), (1,)}
-    last = Stacked(("layers", "bias"), (5, 7), (5,))
+    last = leaf_of("layers/bias", (5, 7), (5,))
     assert stacked_axes([kernel, last])[0] == {(1,)}
     assert stacked_axes([OUT, SCALE])[0] == {(0,)}
 
 
 def test_leaves_that_are_not_stacked_with_it_do_not_tell():
-    other = Stacked(("others", "w", "kernel"), (4, 9, 2), (4, 2))
-    square = Stacked(("layers", "w", "kernel"), (4, 4, 2), (4, 2))
-    # Side by side in a model with leaves that are not stacked, they are two stacks.
-    assert stacked_axes([square, other, EMBED])[0] == {(0,), (1,)}
+    """Side by side in a model, they are two stacks, along axes of their own."""
+    square = leaf_of("layers/w/kernel", (4, 4, 2), (4, 2))
+    other = leaf_of("others/w/kernel", (4, 9, 2), (4, 2))
+    assert stacked_axes([square, other]) == [{(0,), (1,)}, {(1,)}]
+    as_long = leaf_of("others/w/kernel", (4, 3, 2), (3, 2))
+    assert stacked_axes([square, as_long]) == [{(0,), (1,)}, {(0,)}]
+
+
+def test_leaves_of_another_number_of_layers_do_not_tell():
+    square = leaf_of("layers/w", (4, 4, 2), (4, 2))
+    longer = leaf_of("layers/v", (6, 9, 2), (9, 2))
+    assert stacked_axes([square, longer])[0] == {(0,), (1,)}
 
 
 def test_leaves_that_contradict_each_other_decide_nothing():
-    along_1 = Stacked(("layers", "key", "kernel"), (4096, 32, 8, 128), (4096, 8, 128))
+    along_1 = leaf_of("layers/key/kernel", (4096, 32, 8, 128), (4096, 8, 128))
     assert stacked_axes([OUT, QUERY, along_1])[0] == {(0,), (1,)}
 
 
 def test_the_nearest_module_decides():
-    along_1 = Stacked(("layers", "mlp", "kernel"), (4096, 32, 9), (4096, 9))
-    near = Stacked(("layers", "out", "b"), (32, 7, 9, 4), (7, 9, 4))
+    along_1 = leaf_of("layers/mlp/kernel", (4096, 32, 9), (4096, 9))
+    near = leaf_of("layers/out/b", (32, 7, 9, 4), (7, 9, 4))
     assert stacked_axes([OUT, along_1, near])[0] == {(0,)}
 
 
@@ -92,7 +105,7 @@ def test_the_truth_is_never_left_out(axis):
             for rank in rng.integers(max(axis, -axis - 1, 1), 5, size=4)
         ]
         made = [
-            stack(("layers", str(i % 2), str(i)), layer, length, axis)
+            stack(f"layers/{i % 2}/{i}", layer, length, axis)
             for i, layer in enumerate(layers)
         ]
         leaves = [leaf for leaf, _ in made] + [EMBED]
@@ -107,8 +120,7 @@ def test_the_truth_is_never_left_out(axis):
 def test_two_axes_of_which_one_counts_from_the_end():
     layers = [(3, 2), (2, 3, 2), (2,)]
     leaves = [
-        Stacked(("layers", str(i)), (2, *layer, 3), layer)
-        for i, layer in enumerate(layers)
+        leaf_of(f"layers/{i}", (2, *layer, 3), layer) for i, layer in enumerate(layers)
     ]
     for axes, layer in zip(stacked_axes(leaves), layers, strict=True):
         assert (0, len(layer) + 1) in axes
@@ -116,7 +128,7 @@ def test_two_axes_of_which_one_counts_from_the_end():
 
 
 def test_every_candidate_gives_the_layer():
-    leaf = Stacked(("w",), (2, 2, 3, 2, 3), (2, 3))
+    leaf = leaf_of("w", (2, 2, 3, 2, 3), (2, 3))
     (axes,) = stacked_axes([leaf])
     everything = itertools.combinations(range(5), 3)
     assert axes == {one for one in everything if without(leaf.shape, one) == (2, 3)}
