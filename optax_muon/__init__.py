@@ -3,7 +3,7 @@
 The pipeline, in the order of the code:
 
     gradient -> route (_route, _resolution; _rules, _axes_from_model,
-                       _axes_from_logical, _haiku, _equinox)
+                       _axes_from_logical, _haiku)
       -> momentum (_trace, _momentum; _soap) -> balance neurons (_norms)
       -> [ view as matrices (_placement) -> stack (_stacking)
            -> move shards to owners (_exchange) -> polar factor (_functions, _parts)
@@ -19,7 +19,8 @@ of shards, before anything is moved:
 
 of axes that are read off a model:
 
-    its leaves (_leaves_of_nnx, _leaves_of_linen) and what layers say of them (_layers)
+    its leaves (_leaves_of_nnx, _leaves_of_linen, _leaves_of_equinox)
+      -> what layers say of them (_layers)
       -> stacked axes (_stack_axes) -> a decision for each (_model_leaves)
 
 of orthogonalization by Newton-Schulz:
@@ -50,6 +51,7 @@ from optax_muon._attention import (
 )
 from optax_muon._axes_from_logical import LOGICAL_RULES as LOGICAL_RULES
 from optax_muon._axes_from_logical import axes_from_logical as axes_from_logical
+from optax_muon._axes_from_model import axes_from_equinox as axes_from_equinox
 from optax_muon._axes_from_model import axes_from_linen as axes_from_linen
 from optax_muon._axes_from_model import axes_from_nnx as axes_from_nnx
 from optax_muon._choice import Choice as Choice
@@ -62,7 +64,6 @@ from optax_muon._decay import (
 from optax_muon._decay import add_weight_decay as add_weight_decay
 from optax_muon._dion2 import scale_by_dion2 as scale_by_dion2
 from optax_muon._dual_norm import scale_by_dual_norm as scale_by_dual_norm
-from optax_muon._equinox import axes_from_equinox as axes_from_equinox
 from optax_muon._haiku import haiku_matrix_axes as haiku_matrix_axes
 from optax_muon._hyperball import step_on_hyperball as step_on_hyperball
 from optax_muon._like_optax import like_optax as like_optax

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_muon._matrix_axes import path_names
+from optax_muon._matrix_axes import path_name
 
 
 def check_alike(
@@ -74,6 +74,6 @@ def checked_against_moments(
 
 def _names_and_shapes(tree: Any) -> list[tuple[str, tuple[int, ...]]]:
     return [
-        ("/".join(path_names(path)), jnp.shape(leaf))
+        (path_name(path), jnp.shape(leaf))
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     ]

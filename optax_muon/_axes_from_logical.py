@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from optax_muon._boxes import axis_names, is_box, params_of
-from optax_muon._matrix_axes import MatrixAxes, UndecidedLeafError, path_names
-from optax_muon._rules import Rule
+from optax_muon._matrix_axes import MatrixAxes, UndecidedLeafError, path_name
+from optax_muon._model_choices import ModelChoices
 
 STACK, EXPERTS, SIDE, HEADS, HEAD_DIM, TABLE = KINDS = (
     "stack",
@@ -46,7 +46,7 @@ LOGICAL_RULES: MappingProxyType[Any, Any] = MappingProxyType(
 
 
 def axes_from_logical(
-    rules: Mapping[Any, Any] = LOGICAL_RULES, *, others: Rule | None = None
+    rules: Mapping[Any, Any] = LOGICAL_RULES, *, adamw: Any = (), others: Any = None
 ) -> Callable[[Any], Any]:
     """Reads matrix axes off parameters that carry logical names of their axes.
 
@@ -73,8 +73,11 @@ def axes_from_logical(
 
     Args:
       rules: kinds by name; `LOGICAL_RULES | {"hidden": "side"}` adds one.
-      others: a rule (path, leaf) for leaves of rank 2 and more without any names,
-        such as `flax_matrix_axes`; without it they are errors.
+      adamw: what goes to AdamW whatever its names are: a pattern (a regular expression
+        of whole components of a path, joined by "/"), or a sequence of such.
+      others: of leaves of rank 2 and more without any names, which are errors without
+        it: a rule (path, leaf) -> MatrixAxes | None, such as `flax_matrix_axes`, or a
+        dictionary from patterns to MatrixAxes | None.
 
     Returns:
       A function of the parameters with names: a tree of Linen's boxes
@@ -83,10 +86,12 @@ def axes_from_logical(
       count, or a state (`out_sharding`, which `nnx.with_partitioning` writes). It
       returns a tree like them of MatrixAxes | None, and raises ValueError: one error
       that lists every leaf with names that `rules` lacks, with more than two sides,
-      with more or fewer names than axes, or without names; or if no leaf has any.
+      with more or fewer names than axes, or without names; or if no leaf has any, or
+      an entry of `adamw` or `others` meets none.
 
     Raises:
-      TypeError: `rules` that are no mapping from names to kinds.
+      TypeError: `rules` that are no mapping from names to kinds; other arguments of
+        other types.
 
     >>> import flax.linen as nn
     >>> init = nn.with_logical_partitioning(nn.initializers.ones, ("embed", "mlp"))
@@ -96,11 +101,7 @@ def axes_from_logical(
     {'bias': None, 'kernel': MatrixAxes(fan_in=(0,), fan_out=(1,))}
     """
     _check_rules(rules)
-    if others is not None and (not callable(others) or isinstance(others, type)):
-        raise TypeError(
-            f"others={others!r} is no rule; pass a function (path, leaf) -> "
-            "MatrixAxes | None, such as optax_muon.flax_matrix_axes."
-        )
+    ModelChoices(adamw, others, None)  # refuses what they must not be
 
     def axes_of(named: Any, *more: Any) -> Any:
         if more:  # called as a rule, once for each leaf
@@ -109,12 +110,13 @@ def axes_from_logical(
                 "parameters that carry the names, and pass what it returns, as in "
                 "matrix_axes=axes_from_logical(rules)(model)."
             )
-        return _axes_of_tree(params_of(named), rules, others)
+        choices = ModelChoices(adamw, others, None)
+        return _axes_of_tree(params_of(named), rules, choices)
 
     return axes_of
 
 
-def _axes_of_tree(named: Any, rules: Mapping[Any, Any], others: Rule | None) -> Any:
+def _axes_of_tree(named: Any, rules: Mapping[Any, Any], choices: ModelChoices) -> Any:
     flat, treedef = jax.tree_util.tree_flatten_with_path(named, is_leaf=is_box)
     if flat and not any(axis_names(leaf) for _, leaf in flat):
         raise ValueError(
@@ -126,13 +128,11 @@ def _axes_of_tree(named: Any, rules: Mapping[Any, Any], others: Rule | None) -> 
     found, failures = [], []
     for path, leaf in flat:
         try:
-            found.append(_axes_of_leaf(path, leaf, rules, others))
+            found.append(_axes_of_leaf(path, leaf, rules, choices))
         except UndecidedLeafError as error:
             shapes = ", ".join(str(jnp.shape(x)) for x in jax.tree.leaves(leaf))
             names = axis_names(leaf) or "no names"
-            failures.append(
-                f"  {'/'.join(path_names(path))}  {shapes} {names}: {error}"
-            )
+            failures.append(f"  {path_name(path)}  {shapes} {names}: {error}")
     if failures:
         raise ValueError(
             "axes_from_logical cannot decide these leaves:\n"
@@ -142,6 +142,7 @@ def _axes_of_tree(named: Any, rules: Mapping[Any, Any], others: Rule | None) -> 
             "for all leaves with exactly these names; others=, a rule such as "
             "optax_muon.flax_matrix_axes, decides leaves without names."
         )
+    choices.check_used("axes_from_logical")
     return jax.tree.unflatten(treedef, found)
 
 
@@ -173,26 +174,27 @@ def _check_places_of_stacks(leaves: list[Any], rules: Mapping[Any, Any]) -> None
 
 
 def _axes_of_leaf(
-    path: Any, leaf: Any, rules: Mapping[Any, Any], others: Rule | None
+    path: Any, leaf: Any, rules: Mapping[Any, Any], choices: ModelChoices
 ) -> MatrixAxes | None:
     arrays = jax.tree.leaves(leaf)
     if len(arrays) > 1:
         raise UndecidedLeafError(f"one box around {len(arrays)} arrays")
+    if choices.sends_to_adamw((path,), ()):
+        return None
     if not arrays or len(jnp.shape(arrays[0])) < 2:
         return None
     shape, names = jnp.shape(arrays[0]), axis_names(leaf)
-    if not names and others is None:
-        raise UndecidedLeafError("nothing says what its axes are")
-    if not names and others is not None:
-        axes = others(path, jax.ShapeDtypeStruct(shape, jnp.result_type(arrays[0])))
-    elif len(names) != len(shape):
+    if not names:
+        array = jax.ShapeDtypeStruct(shape, jnp.result_type(arrays[0]))
+        reason = UndecidedLeafError("nothing says what its axes are")
+        return choices.of_others((path,), array, (), reason)
+    if len(names) != len(shape):
         raise UndecidedLeafError(
             f"{len(names)} names for {len(shape)} axes; transforms name new axes by "
             "their metadata, partition_name"
         )
-    else:
-        axes = _axes_of_names(names, rules)
-    if isinstance(axes, MatrixAxes):
+    axes = _axes_of_names(names, rules)
+    if axes is not None:
         axes.view(shape)  # raises unless they fit
     return axes
 

@@ -1,13 +1,21 @@
 """Matrix axes that are read off the model itself, not off the names of its leaves."""
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import jax
 
+from optax_muon._boxes import is_box
 from optax_muon._model_choices import ModelChoices
-from optax_muon._model_leaves import decide
+from optax_muon._model_leaves import ModelLeaf, decide
+
+_LIBRARIES = {
+    "nnx": ("flax", "Flax"),
+    "linen": ("flax", "Flax"),
+    "equinox": ("equinox", "Equinox"),
+}
 
 
 def axes_from_nnx(
@@ -59,7 +67,7 @@ def axes_from_nnx(
     >>> axes_from_nnx(layer)
     {'bias': None, 'kernel': MatrixAxes(fan_in=(0,), fan_out=(1, 2))}
     """
-    leaves_of_nnx = _with_flax("axes_from_nnx", "nnx")
+    leaves_of_nnx = _reader("axes_from_nnx", "nnx")
     from flax import nnx
 
     if not isinstance(model, nnx.Module):
@@ -67,16 +75,17 @@ def axes_from_nnx(
             f"model has type {type(model).__name__}, which is no flax.nnx.Module; pass "
             "the model itself, not its state (axes_from_linen takes Linen modules)."
         )
+    wrt = nnx.Param if wrt is None else wrt
+    try:
+        nnx.filterlib.to_predicate(wrt)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"wrt={wrt!r} is no filter of NNX's; pass a class of variables, such as "
+            "nnx.LoRAParam, or None for nnx.Param."
+        ) from error
     choices = ModelChoices(adamw, others, nnx.Module)
-    found = leaves_of_nnx.leaves_of_nnx(model, nnx.Param if wrt is None else wrt)
-    axes = decide([leaf for _, leaf in found], choices, "axes_from_nnx")
-    tree: dict[Any, Any] = {}
-    for (names, _), entry in zip(found, axes, strict=True):
-        node = tree
-        for name in names[:-1]:
-            node = node.setdefault(name, {})
-        node[names[-1]] = entry
-    return tree
+    found = leaves_of_nnx.leaves_of_nnx(model, wrt)
+    return _decided(found, choices, "axes_from_nnx")
 
 
 def axes_from_linen(
@@ -112,7 +121,7 @@ def axes_from_linen(
     >>> axes_from_linen(nn.Einsum((8, 2, 4), "btd,dhk->bthk"), jnp.ones((1, 3, 8)))
     {'bias': None, 'kernel': MatrixAxes(fan_in=(0,), fan_out=(1, 2))}
     """
-    leaves_of_linen = _with_flax("axes_from_linen", "linen")
+    leaves_of_linen = _reader("axes_from_linen", "linen")
     import flax.linen as nn
 
     if not isinstance(module, nn.Module):
@@ -125,18 +134,86 @@ def axes_from_linen(
         module, inputs, kwargs, jax.random.key(0) if rngs is None else rngs
     )
     axes = decide(leaves, choices, "axes_from_linen")
-    structure = jax.tree.structure(params, is_leaf=leaves_of_linen.is_box)
+    structure = jax.tree.structure(params, is_leaf=is_box)
     return jax.tree.unflatten(structure, axes)
 
 
-def _with_flax(function: str, which: str) -> ModuleType:
-    """The module of this package that needs Flax."""
+def axes_from_equinox(
+    model: Any, *, adamw: Any = (), others: Any = None
+) -> dict[str, Any]:
+    """The matrix axes of an Equinox model's parameters, as its layers are configured.
+
+    Muon takes the weights of `Linear`, [out, in], and of convolutions, transposed ones
+    too, [out, in, *window] as [in * window, out]; AdamW all that `axes_from_nnx` gives
+    it. The last layer of an `eqx.nn.MLP` has no name that tells that it is an output
+    layer: where it is, say `adamw=model.layers[-1]`. The gates of `LSTMCell` and
+    `GRUCell`, and the groups of a convolution, are matrices side by side. An array in
+    `eqx.nn.Shared` is what all layers that read it say it is. Axes that a layer's
+    configuration does not imply are those of layers made by `eqx.filter_vmap`: every
+    layer is a matrix of its own.
+
+    Args:
+      model: an Equinox module, or a dictionary, list or tuple of them; arrays may be
+        abstract (`eqx.filter_eval_shape`).
+      adamw, others: as in `axes_from_nnx`.
+
+    Returns:
+      Nested dictionaries of MatrixAxes | None, by the names of fields, keys, and the
+      numbers of items: `matrix_axes` where the parameters are
+      `eqx.filter(model, eqx.is_inexact_array)`.
+
+    Raises:
+      ValueError, TypeError, ImportError: as `axes_from_nnx`.
+
+    >>> import equinox as eqx
+    >>> model = eqx.nn.MLP(8, 4, 32, depth=1, key=jax.random.key(0))
+    >>> axes = axes_from_equinox(model, adamw=model.layers[-1])
+    >>> axes["layers"]["0"]
+    {'weight': MatrixAxes(fan_in=(1,), fan_out=(0,)), 'bias': None}
+    >>> import optax_muon
+    >>> tx = optax_muon.muon(3e-3, matrix_axes=axes)
+    >>> state = tx.init(eqx.filter(model, eqx.is_inexact_array))
+    """
+    leaves_of_equinox = _reader("axes_from_equinox", "equinox")
+    import equinox as eqx
+
+    modules = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, eqx.Module))
+    if not any(isinstance(module, eqx.Module) for module in modules):
+        raise TypeError(
+            f"model={model!r:.60} holds no equinox.Module; pass the model itself, not "
+            "its arrays alone, whose names do not tell what they are."
+        )
+    choices = ModelChoices(adamw, others, eqx.Module)
+    return _decided(
+        leaves_of_equinox.leaves_of_equinox(model), choices, "axes_from_equinox"
+    )
+
+
+def _decided(
+    found: Sequence[tuple[tuple[Any, ...], ModelLeaf]],
+    choices: ModelChoices,
+    function: str,
+) -> dict[Any, Any]:
+    """Nested dictionaries of what is decided of leaves with these names."""
+    axes = decide([leaf for _, leaf in found], choices, function)
+    tree: dict[Any, Any] = {}
+    for (names, _), entry in zip(found, axes, strict=True):
+        node = tree
+        for name in names[:-1]:
+            node = node.setdefault(name, {})
+        node[names[-1]] = entry
+    return tree
+
+
+def _reader(function: str, which: str) -> ModuleType:
+    """The module of this package that needs Flax or Equinox."""
     try:
         return importlib.import_module(f"optax_muon._leaves_of_{which}")
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "flax":
+        package, library = _LIBRARIES[which]
+        if (error.name or "").split(".")[0] != package:
             raise
         raise ImportError(
-            f"{function} reads Flax models, and Flax is not installed: "
-            "pip install 'optax_muon[flax]'."
+            f"{function} reads models of {library}, which is not installed: "
+            f"pip install 'optax_muon[{package}]'."
         ) from error

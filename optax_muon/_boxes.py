@@ -7,7 +7,7 @@ from typing import Any
 
 def is_box(x: Any) -> bool:
     """Whether x is a Linen box, or an NNX variable: both carry metadata."""
-    return hasattr(x, "get_partition_spec") or is_variable(x)
+    return hasattr(x, "replace_boxed") or is_variable(x)  # any `nn.meta.AxisMetadata`
 
 
 def is_variable(x: Any) -> bool:

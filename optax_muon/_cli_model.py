@@ -14,7 +14,7 @@ import jax
 from optax_muon._axes_from_model import axes_from_linen, axes_from_nnx
 from optax_muon._cli_arguments import UsageError, library_errors
 from optax_muon._cli_progress import Progress
-from optax_muon._matrix_axes import path_names
+from optax_muon._matrix_axes import path_name
 
 RETURNS = """\
 The function is called without arguments, and returns one of
@@ -145,7 +145,7 @@ def _check(source: str, params: Any) -> None:
             "return them, as a tree of arrays or shapes."
         )
     bad = [
-        f"{'/'.join(path_names(path)) or 'the result'} ({type(leaf).__name__})"
+        f"{path_name(path)} ({type(leaf).__name__})"
         for path, leaf in leaves
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
     ]

@@ -12,7 +12,7 @@ from optax_muon._matrix_axes import (
     MatrixAxes,
     Path,
     UndecidedLeafError,
-    path_names,
+    path_name,
 )
 from optax_muon._placement import whole_leaves
 from optax_muon._rules import Rule
@@ -53,7 +53,7 @@ def rule_from_numbers(
             if axes is not None:
                 axes.view(leaf.shape)
         except UndecidedLeafError as error:
-            failures.append(f"  {'/'.join(path_names(path))}  {leaf.shape}: {error}")
+            failures.append(f"  {path_name(path)}  {leaf.shape}: {error}")
     if failures:
         raise ValueError(
             "muon_weight_dimension_numbers does not fit these leaves:\n"

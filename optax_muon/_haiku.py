@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from optax_muon._layers import DENSE, convolution, side_by_side
 from optax_muon._matrix_axes import MatrixAxes, Path, UndecidedLeafError, path_names
 from optax_muon._rules import flax_role
 
@@ -50,12 +51,15 @@ def haiku_matrix_axes(path: Path, leaf: Any) -> MatrixAxes | None:
     if rank < 2 or parameter in _VECTORS or flax_role(path) is not None:
         return None
     if rank == 2 and parameter != "weight":
-        return MatrixAxes(0, 1, fan_out_parts=_gates(parameter, owner, outer, leaf))
+        gates = _gates(parameter, owner, outer, leaf)
+        return side_by_side(DENSE, gates, leaf.shape[1])
     words = _words(owner)
     lstm = _cell(outer) == "lstm" and owner in ("input_to_hidden", "hidden_to_hidden")
     if 3 <= rank <= 5 and ("conv" in words or lstm):
-        gates = _GATES["lstm"] if lstm else 1
-        return _convolution(leaf.shape, "transpose" in words, gates)
+        if "transpose" in words:
+            return convolution(leaf.shape, inputs=-1, outputs=-2)
+        gates = _GATES["lstm"] if lstm and leaf.shape[-1] % _GATES["lstm"] == 0 else 1
+        return convolution(leaf.shape, parts=gates)
     if rank == 2:
         raise UndecidedLeafError("'weight' may be [fan_out, fan_in], as in PyTorch")
     raise UndecidedLeafError(f"rank {rank}: no convolution by its names")
@@ -80,26 +84,12 @@ def _cell(name: str) -> str | None:
     return next((cell for cell in _GATES if name.lower().endswith(cell)), None)
 
 
-def _gates(parameter: str, owner: str, outer: str, leaf: Any) -> tuple[int, ...]:
-    """Widths of gates side by side: one of each hidden size, () if there are none."""
+def _gates(parameter: str, owner: str, outer: str, leaf: Any) -> int:
+    """How many gates of one hidden size lie side by side; 1 if there are none."""
     inputs, outputs = leaf.shape
     gru = parameter in ("w_i", "w_h") and _cell(owner) == "gru"
     lstm = parameter == "w" and owner == "linear" and _cell(outer) == "lstm"
     gates = _GATES["gru"] if gru else _GATES["lstm"]
     # An LSTM's linear reads input and hidden, which are more than the hidden size.
-    if not (gru or (lstm and inputs > outputs // gates)) or outputs % gates:
-        return ()
-    return (outputs // gates,) * gates
-
-
-def _convolution(
-    shape: tuple[int, ...], transposed: bool, gates: int
-) -> MatrixAxes | None:
-    rank = len(shape)
-    fan_in, fan_out = (-1, -2) if transposed else (-2, -1)
-    if shape[fan_in] == 1:
-        return None  # depthwise, or an input layer
-    window = tuple(range(rank - 2))
-    outputs = shape[fan_out]
-    parts = (outputs // gates,) * gates if gates > 1 and outputs % gates == 0 else ()
-    return MatrixAxes((*window, fan_in), fan_out, fan_out_parts=parts)
+    found = gru or (lstm and inputs > outputs // gates)
+    return gates if found and outputs % gates == 0 else 1

@@ -13,7 +13,7 @@ import optax
 from optax_muon import _checks
 from optax_muon._alike import check_alike
 from optax_muon._casts import widen
-from optax_muon._matrix_axes import path_names
+from optax_muon._matrix_axes import path_name
 from optax_muon._norms import nonzero
 from optax_muon._resolution import MatrixAxesLike
 from optax_muon._serialization import register_state
@@ -147,7 +147,7 @@ def _radius_shape(matrices: Matrices, leaf: jax.Array) -> tuple[int, ...]:
 def _check_radii(params: Any, radii: Sequence[jax.Array]) -> None:
     """Raise for matrices of zeros: now if their values are known, else at run time."""
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    names = ["/".join(path_names(path)) or "(root)" for path in paths]
+    names = [path_name(path) for path in paths]
 
     def check(radii: Sequence[Any]) -> None:
         zeros = [

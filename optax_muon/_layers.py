@@ -72,29 +72,30 @@ def einsum(equation: str) -> MatrixAxes | None:
 
 
 def convolution(
-    rank: int, inputs: int, outputs: int, *, groups: int = 1, swapped: bool = False
+    shape: tuple[int, ...], inputs: int = -2, outputs: int = -1, *, parts: int = 1
 ) -> MatrixAxes | None:
-    """The axes of a kernel [*window, inputs of a group, outputs].
+    """The axes of a kernel with the inputs of a group, its outputs, and a window.
 
-    As `flax_matrix_axes` has them: the window counts with the inputs, and one input
-    channel a group is depthwise, or an input layer. The outputs of each group are a
-    matrix of their own: they see other inputs than the rest.
+    The window counts with the inputs. One input channel a group is depthwise, where no
+    matrix mixes channels, or an input layer: both are AdamW's. The outputs of each
+    group are a matrix of their own: they see other inputs than the rest.
 
     Args:
-      rank: of the kernel.
-      inputs, outputs: the lengths of its last two axes.
-      groups: how many there are.
-      swapped: the last two axes are outputs and inputs, as in transposed kernels.
+      shape: of the kernel.
+      inputs, outputs: which axes they are; all others are the window. As they stand,
+        those of Flax's kernels.
+      parts: how many matrices of one size lie along the outputs: groups, or gates.
 
-    >>> convolution(4, 16, 32)
+    >>> convolution((3, 3, 16, 32))
     MatrixAxes(fan_in=(0, 1, 2), fan_out=(3,))
+    >>> convolution((32, 16, 3, 3), inputs=1, outputs=0)  # channels first
+    MatrixAxes(fan_in=(1, 2, 3), fan_out=(0,))
     """
-    if inputs == 1:
+    if shape[inputs] == 1:
         return None
-    last = rank - 1
-    ins, outs = (last, last - 1) if swapped else (last - 1, last)
-    axes = MatrixAxes((*range(rank - 2), ins), outs)
-    return axes if groups == 1 else side_by_side(axes, groups, outputs // groups)
+    outputs %= len(shape)
+    fan_in = tuple(axis for axis in range(len(shape)) if axis != outputs)
+    return side_by_side(MatrixAxes(fan_in, outputs), parts, shape[outputs])
 
 
 def local_convolution(rank: int) -> MatrixAxes:
@@ -103,8 +104,9 @@ def local_convolution(rank: int) -> MatrixAxes:
 
 
 def side_by_side(axes: MatrixAxes, count: int, outputs: int) -> MatrixAxes:
-    """So many matrices of one size along the outputs: the gates of a recurrent cell."""
-    return dataclasses.replace(axes, fan_out_parts=(outputs,) * count)
+    """So many matrices of one size, which share all outputs: gates, or groups."""
+    parts = (outputs // count,) * count if count > 1 else ()
+    return dataclasses.replace(axes, fan_out_parts=parts)
 
 
 def _matrix(fan_in: tuple[int, ...], fan_out: tuple[int, ...]) -> MatrixAxes | None:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from optax_muon._matrix_axes import path_names
+from optax_muon._matrix_axes import path_name
 
 Sizes = tuple[tuple[str, int], ...]
 """Names and sizes of mesh axes."""
@@ -119,7 +119,7 @@ def check_same(transformation: str, tree: Any, new: Layout, stored: Layout) -> N
     """
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
     failures = [
-        f"  {'/'.join(path_names(path))}  {shape}: gradient {here}, momentum {there}"
+        f"  {path_name(path)}  {shape}: gradient {here}, momentum {there}"
         for path, shape, here, there in zip(
             paths, new.shapes, new.specs, stored.specs, strict=True
         )

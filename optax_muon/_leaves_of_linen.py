@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax.core import Scope
 from flax.linen.recurrent import DenseParams
 
+from optax_muon._boxes import is_box
 from optax_muon._layers import (
     DENSE,
     Declared,
@@ -24,7 +25,12 @@ from optax_muon._layers import (
     local_convolution,
     side_by_side,
 )
-from optax_muon._matrix_axes import MatrixAxes, UndecidedLeafError, path_names
+from optax_muon._matrix_axes import (
+    MatrixAxes,
+    UndecidedLeafError,
+    path_name,
+    path_names,
+)
 from optax_muon._model_leaves import ModelLeaf
 from optax_muon._stack_axes import Lengths
 
@@ -80,7 +86,7 @@ class Watch:
         params = module.variables.get("params", {})
         for path, value in jax.tree.leaves_with_path(params, is_leaf=is_box):
             shape = jnp.shape(nn.unbox(value))
-            own = "/".join(path_names(path)).split("/")
+            own = path_name(path).split("/")
             names = (*module.path, *own)
             self._seen.setdefault(names, set()).add((len(module.path), shape))
             if len(path) == 1:  # else of a module inside
@@ -114,11 +120,6 @@ def leaves_of_linen(
     params = variables.get("params", {})
     flat, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_box)
     return params, [_leaf(path, nn.unbox(value), watch) for path, value in flat]
-
-
-def is_box(value: Any) -> bool:
-    """Whether it is an array with metadata, such as `nn.Partitioned`."""
-    return isinstance(value, nn.meta.AxisMetadata)
 
 
 def _abstractly(module: nn.Module, args: Any, kwargs: Any, rngs: Any) -> Any:
@@ -247,7 +248,6 @@ def _configured(layer: Any) -> Lengths:
 def _kernel(one: Made, around: list[nn.Module]) -> MatrixAxes | None:
     """The axes of a layer's kernel."""
     layer: Any = one.module
-    rank = len(one.shape)
     if isinstance(layer, nn.DenseGeneral):
         batch, inputs, outputs = map(
             _count, (layer.batch_dims, layer.axis, layer.features)
@@ -258,12 +258,12 @@ def _kernel(one: Made, around: list[nn.Module]) -> MatrixAxes | None:
             raise UndecidedLeafError("no call tells its equation")
         return einsum(one.equation)
     if isinstance(layer, nn.ConvLocal):
-        return local_convolution(rank)
+        return local_convolution(len(one.shape))
     if isinstance(layer, nn.ConvTranspose) and layer.transpose_kernel:
-        return convolution(rank, one.shape[-1], one.shape[-2], swapped=True)
+        return convolution(one.shape, inputs=-1, outputs=-2)
     if isinstance(layer, (nn.Conv, nn.ConvTranspose)):
         groups = getattr(layer, "feature_group_count", 1)
-        axes = convolution(rank, *one.shape[-2:], groups=groups)
+        axes = convolution(one.shape, parts=groups)
         return _with_gates(axes, layer, around)
     return DENSE
 
@@ -275,7 +275,7 @@ def _with_gates(
     cells = [module for module in around if isinstance(module, nn.ConvLSTMCell)]
     if not cells or layer.name not in ("ih", "hh") or axes is None:
         return axes
-    return side_by_side(axes, 4, cells[0].features)
+    return side_by_side(axes, 4, layer.features)
 
 
 def _count(value: Any) -> int:

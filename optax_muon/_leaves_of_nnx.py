@@ -19,7 +19,7 @@ from optax_muon._layers import (
     side_by_side,
 )
 from optax_muon._matrix_axes import UndecidedLeafError
-from optax_muon._model_leaves import ModelLeaf
+from optax_muon._model_leaves import ModelLeaf, agreed
 
 _NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm)
 # Cells with the gates of one product side by side, and how many there are.
@@ -45,16 +45,12 @@ def leaves_of_nnx(model: nnx.Module, wrt: Any) -> list[tuple[Names, ModelLeaf]]:
     for names, _ in nnx.to_flat_state(nnx.state(model, wrt)):
         *nodes, variable = _nodes(model, names)
         modules = tuple(around[id(variable)])
-        declared = [
-            _declared(holder, name, nodes)
-            for holder, name in holders.get(id(variable), [])
-        ]
-        known = tuple(one for one in declared if one is not None)
-        shapes = {one.shape for one in known if one.shape is not None}
-        if known and None in declared:
-            known += (
-                Declared(problem="shared with a module that is no layer of Flax"),
-            )
+        declared, layer = agreed(
+            [
+                _declared(holder, name, nodes)
+                for holder, name in holders.get(id(variable), [])
+            ]
+        )
         value = variable.get_value()
         every = dict.fromkeys([names])
         every |= dict.fromkeys(path for path, _ in occurrences.get(id(variable), []))
@@ -68,8 +64,8 @@ def leaves_of_nnx(model: nnx.Module, wrt: Any) -> list[tuple[Names, ModelLeaf]]:
             dtype=getattr(value, "dtype", None),
             owner=type(_owner(nodes)).__name__,
             modules=modules,
-            declared=() if value is None else known,
-            layer=shapes.pop() if len(shapes) == 1 else None,
+            declared=() if value is None else declared,
+            layer=layer,
             spoken=tuple(_keys(path) for path in spoken),
             # Nothing in a model tells how far up its modules were stacked together.
             together=len(names) - 1,
@@ -203,17 +199,16 @@ def _linear(layer: nnx.Linear, nodes: list[Any]) -> Declared:
         if isinstance(cell, kind) and any(
             layer is getattr(cell, name) for name in ("dense_i", "dense_h")
         ):
-            axes = side_by_side(axes, gates, shape[1] // gates)
+            axes = side_by_side(axes, gates, shape[1])
     return Declared(axes, shape)
 
 
 def _convolution(layer: Any) -> Declared:
     shape = tuple(layer.kernel_shape)
-    swapped = getattr(layer, "transpose_kernel", False)
-    outputs, inputs = shape[-2:] if swapped else reversed(shape[-2:])
+    if getattr(layer, "transpose_kernel", False):
+        return Declared(convolution(shape, inputs=-1, outputs=-2), shape)
     groups = getattr(layer, "feature_group_count", 1)
-    axes = convolution(len(shape), inputs, outputs, groups=groups, swapped=swapped)
-    return Declared(axes, shape)
+    return Declared(convolution(shape, parts=groups), shape)
 
 
 def _bias(layer: Any) -> Declared | None:

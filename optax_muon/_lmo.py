@@ -12,7 +12,7 @@ import optax
 
 from optax_muon import _checks
 from optax_muon._functions import OrthogonalizerLike
-from optax_muon._matrix_axes import MatrixAxes, Path, UndecidedLeafError, path_names
+from optax_muon._matrix_axes import MatrixAxes, Path, UndecidedLeafError, path_name
 from optax_muon._norms import nonzero
 from optax_muon._orthogonalize import orthogonalize_updates
 from optax_muon._orthogonalizers import NewtonSchulz
@@ -241,7 +241,7 @@ def _balls(rule: Rule, tree: Any) -> Any:
             ball.axes.view(leaf.shape)
             balls.append(ball)
         except UndecidedLeafError as error:
-            name = "/".join(path_names(path)) or "(root)"
+            name = path_name(path)
             failures.append(f"  {name}  {leaf.shape} {leaf.dtype}: {error}")
     if failures:
         raise ValueError(

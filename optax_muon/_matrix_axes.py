@@ -219,3 +219,8 @@ def path_names(path: Path) -> tuple[str, ...]:
     if isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value":
         path = path[:-1]
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def path_name(path: Path) -> str:
+    """The names along a key path, joined by "/", as messages and tables have it."""
+    return "/".join(path_names(path)) or "(root)"

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from optax_muon._matrix_axes import MatrixAxes, Path, UndecidedLeafError, path_names
+from optax_muon._matrix_axes import MatrixAxes, Path, UndecidedLeafError, path_name
 from optax_muon._rules import Rule, components
 
 Choice = Any
@@ -24,6 +24,7 @@ class ModelChoices:
 
     def __init__(self, adamw: Any, others: Any, module: type | None) -> None:
         one = isinstance(adamw, str) or not isinstance(adamw, Sequence)
+        one = one or (module is not None and isinstance(adamw, module))  # a list of NNX
         self._adamw = [adamw] if one else list(adamw)
         is_rule = callable(others) and not isinstance(others, type)
         self._rule: Rule | None = others if is_rule else None
@@ -100,7 +101,7 @@ class ModelChoices:
 
 
 def _joined(paths: tuple[Path, ...]) -> list[str]:
-    return ["/".join(path_names(path)) or "(root)" for path in paths]
+    return [path_name(path) for path in paths]
 
 
 def _meets(choice: Choice, names: list[str], modules: tuple[Any, ...]) -> bool:

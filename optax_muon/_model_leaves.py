@@ -1,7 +1,7 @@
 """From what a model's modules say of its leaves to a decision for each, or one error.
 
-`_leaves_of_nnx` and `_leaves_of_linen` find the leaves, `_model_choices` holds what the
-user decides.
+`_leaves_of_nnx`, `_leaves_of_linen` and `_leaves_of_equinox` find the leaves,
+`_model_choices` holds what the user decides.
 """
 
 import dataclasses
@@ -55,6 +55,20 @@ class ModelLeaf:
     def paths(self) -> tuple[Path, ...]:
         """All paths to it."""
         return (self.path, *self.aliases)
+
+
+def agreed(
+    said: Sequence[Declared | None],
+) -> tuple[tuple[Declared, ...], Lengths | None]:
+    """What all that hold a leaf say of it, None where one says nothing; and its shape.
+
+    One that says nothing contradicts those that do: it may read the leaf in any way.
+    """
+    declared = tuple(one for one in said if one is not None)
+    shapes = {one.shape for one in declared if one.shape is not None}
+    if declared and None in said:
+        declared += (Declared(problem="shared with a module that is no known layer"),)
+    return declared, shapes.pop() if len(shapes) == 1 else None
 
 
 def decide(
@@ -139,9 +153,7 @@ def _explained(
         if _is_vector(shape, stacks):
             return None
         stack = "" if stacks <= {()} else f"; of one layer it is {leaf.layer}"
-        raise UndecidedLeafError(
-            f"made by no layer of Flax that says what it is{stack}"
-        )
+        raise UndecidedLeafError(f"made by no layer that says what it is{stack}")
     if any(one.is_embedding for one in leaf.declared):
         return None
     problems = [one.problem for one in leaf.declared if one.problem]

@@ -137,15 +137,14 @@ class Plan:
         return f"a step, on each of {self.devices} devices: {self._products()}; {sent}"
 
     def _products(self) -> str:
-        flops = self.flops
-        if flops is None:
-            return "products that are not counted"
-        text = f"{amount(flops, 'FLOP')} of products"
-        if self.training_flops is None or self.overhead is None:
+        text = "products that are not counted"
+        if self.flops is not None:
+            text = f"{amount(self.flops, 'FLOP')} of products"
+        if self.training_flops is None:
             return text
+        share = "beside" if self.overhead is None else f"{_percent(self.overhead)} of"
         training = amount(self.training_flops, "FLOP")
-        share = _percent(self.overhead)
-        return f"{text}, {share} of about {training} in forward and backward"
+        return f"{text}, {share} about {training} in forward and backward"
 
 
 def _leaves(count: int) -> str:

@@ -7,11 +7,11 @@ import chex
 import jax
 import optax
 
-from optax_muon._matrix_axes import path_names
+from optax_muon._matrix_axes import path_name
 from optax_muon._measurements import METRICS, Watched
 from optax_muon._serialization import register_state
 from optax_muon._soap_state import SoapState
-from optax_muon._trace import MuonState
+from optax_muon._trace import MuonState, the_only
 
 Records = dict[str, Any]
 """For each group of metrics a tree like the parameters, with MaskedNode as none."""
@@ -60,15 +60,8 @@ def read_records(opt_state: Any) -> dict[str, jax.Array]:
     >>> read_records(tx.init({"kernel": jnp.ones((2, 3))})).keys()
     dict_keys(['step', 'kernel/update_cosine'])
     """
-    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, MonitorState))
-    found = [leaf for leaf in leaves if isinstance(leaf, MonitorState)]
-    if len(found) != 1:
-        raise ValueError(
-            f"opt_state holds {len(found)} MonitorState, expected exactly one; wrap "
-            "the optimizer in optax_muon.monitor, or pass the part of the state that "
-            "holds it."
-        )
-    [state] = found
+    remedy = "wrap the optimizer in optax_muon.monitor, or pass the part that holds it"
+    state = the_only(MonitorState, opt_state, remedy)
     # Indexed, as values are, since NNX wraps each array of a state into a variable.
     return {"step": state.step[...]} | {
         f"{path}/{metric}": values[..., place]
@@ -81,7 +74,7 @@ def read_records(opt_state: Any) -> dict[str, jax.Array]:
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """(path, leaf) of each leaf of a tree."""
     return [
-        ("/".join(path_names(path)) or "(root)", leaf)
+        (path_name(path), leaf)
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     ]
 

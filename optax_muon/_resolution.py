@@ -14,7 +14,7 @@ from optax_muon._matrix_axes import (
     MatrixView,
     Path,
     UndecidedLeafError,
-    path_names,
+    path_name,
 )
 from optax_muon._rules import Rule, flax_matrix_axes
 
@@ -45,7 +45,7 @@ def routes(tree: Any, matrix_axes: MatrixAxesLike = None) -> list[Route]:
     rule = as_rule(tree, matrix_axes)
     found, failures = [], []
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = "/".join(path_names(path)) or "(root)"
+        name = path_name(path)
         shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
         try:
             view = _view(rule, path, jax.ShapeDtypeStruct(shape, dtype))
@@ -103,7 +103,7 @@ def check_views_without_parts(
     """Raise if leaves hold several matrices side by side, and list those."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     parted = [
-        f"  {'/'.join(path_names(path))}  {view.shape}: {view.parts}"
+        f"  {path_name(path)}  {view.shape}: {view.parts}"
         for (path, _), view in zip(flat, views, strict=True)
         if view.parts
     ]
@@ -130,7 +130,7 @@ def _view(rule: Rule, path: Path, leaf: jax.ShapeDtypeStruct) -> MatrixView | No
         return None
     if type(axes) is not MatrixAxes:  # a NormBall says more than this would heed
         raise TypeError(
-            f"matrix_axes gave {axes!r} for {'/'.join(path_names(path))!r}; a rule "
+            f"matrix_axes gave {axes!r} for {path_name(path)!r}; a rule "
             "must return a MatrixAxes, or None for AdamW."
         )
     return axes.view(leaf.shape)

@@ -12,11 +12,13 @@ from typing import Any
 
 import jax
 
+from optax_muon._layers import DENSE, convolution, local_convolution
 from optax_muon._matrix_axes import (
     MatrixAxes,
     Path,
     Stackable,
     UndecidedLeafError,
+    path_name,
     path_names,
 )
 
@@ -101,16 +103,15 @@ def flax_matrix_axes(path: Path, leaf: Any) -> MatrixAxes | None:
     if rank < 2 or flax_role(path) is not None:
         return None
     if rank == 2 and parameter != "weight":
-        return MatrixAxes(0, 1)
+        return DENSE
     if rank == 3 and owner in ("query", "key", "value"):
         return MatrixAxes(0, (1, 2))
     if rank == 3 and owner == "out":
         return MatrixAxes((0, 1), 2)
     if 3 <= rank <= 5 and _CONVOLUTION & set(_words(owner)):
         if "local" in _words(owner):  # ConvLocal: a matrix for each position
-            return MatrixAxes(-2, -1)
-        depthwise_or_input = leaf.shape[-2] == 1
-        return None if depthwise_or_input else MatrixAxes(tuple(range(rank - 1)), -1)
+            return local_convolution(rank)
+        return convolution(leaf.shape)
     if rank == 2:
         raise UndecidedLeafError("'weight' may be [fan_out, fan_in], as in PyTorch")
     raise UndecidedLeafError(f"rank {rank}: no attention or convolution by its names")
@@ -148,7 +149,7 @@ def stacked(
     whole = components(pattern)
 
     def rule(path: Path, leaf: Any) -> Any:
-        names = "/".join(path_names(path))
+        names = path_name(path)
         found = whole.search(names)
         if not found:
             return inner(path, leaf)
@@ -210,7 +211,7 @@ def fused(
 
     def rule(path: Path, leaf: Any) -> MatrixAxes | None:
         axes = inner(path, leaf)
-        if not whole.search("/".join(path_names(path))):
+        if not whole.search(path_name(path)):
             return axes
         if not isinstance(axes, MatrixAxes) or not getattr(axes, side):
             return axes  # for AdamW; a bias, which has no inputs to be parted

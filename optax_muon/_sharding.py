@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optax_muon._by_path import MISSING, entries_by_path
 from optax_muon._layout import Layout, Spec
-from optax_muon._matrix_axes import Path, path_names
+from optax_muon._matrix_axes import Path, path_name
 
 ShardingLike = Any
 """A tree (or prefix) of NamedSharding or PartitionSpec; `KeepOut`; None: the types."""
@@ -160,7 +160,7 @@ def _told_layout(
             specs.append(spec)
             shapes.append(_global_shape(local, spec, seen, manual))
         except ValueError as error:
-            name = "/".join(path_names(path)) or "(root)"
+            name = path_name(path)
             failures.append(f"  {name}  {local}: {error}")
     if failures:
         raise ValueError(

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optax_muon._boxes import imported_nnx, is_box, is_variable
-from optax_muon._matrix_axes import path_names
+from optax_muon._matrix_axes import path_name
 
 
 def shardings_of(params: Any) -> Any:
@@ -38,7 +38,7 @@ def shardings_of(params: Any) -> Any:
     flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_box)
     found, others, contradictions = [], [], []
     for path, leaf in flat:
-        name = "/".join(path_names(path))
+        name = path_name(path)
         values = jax.tree.leaves(leaf, is_leaf=_is_told)
         live = _of_array(values[0]) if values else None
         told = _of_metadata(leaf)

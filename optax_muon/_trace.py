@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import chex
 import jax
@@ -19,6 +19,7 @@ from optax_muon._sharding import ShardingLike, read_layout
 
 Leaves = list[jax.Array]
 Steps = tuple[Leaves, Leaves]
+S = TypeVar("S")
 
 
 # Not mappable: chex's default would make it a Mapping that unpacks to field names.
@@ -49,12 +50,22 @@ def find_state(opt_state: Any) -> MuonState:
     >>> find_state(tx.init({"kernel": jnp.ones((2, 3))})).momentum["kernel"].shape
     (2, 3)
     """
-    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, MuonState))
-    found = [leaf for leaf in leaves if isinstance(leaf, MuonState)]
+    remedy = "pass the part (for optax.partition, of `inner_states`) that holds it"
+    return the_only(MuonState, opt_state, remedy)
+
+
+def the_only(kind: type[S], opt_state: Any, remedy: str) -> S:
+    """The one state of a kind in the state of a chain.
+
+    Raises:
+      ValueError: there is none, or more than one; with what to do.
+    """
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kind))
+    found = [leaf for leaf in leaves if isinstance(leaf, kind)]
     if len(found) != 1:
         raise ValueError(
-            f"opt_state holds {len(found)} MuonState, expected exactly one; pass the "
-            "part of the state (for optax.partition, of `inner_states`) that holds it."
+            f"opt_state holds {len(found)} {kind.__name__}, expected exactly one; "
+            f"{remedy}."
         )
     return found[0]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 
 from optax_muon._layout import Layout
-from optax_muon._matrix_axes import MatrixView, path_names
+from optax_muon._matrix_axes import MatrixView, path_name
 from optax_muon._placement import PlacedView, axes_of, placed_views
 from optax_muon._resolution import MatrixAxesLike
 from optax_muon._sharding import ShardingLike
@@ -32,7 +32,7 @@ def whole_views(
     layout, placed = placed_views(tree, matrix_axes, sharding, transformation)
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     parts = [
-        f"  {'/'.join(path_names(path)) or '(root)'}  {view.whole.shape} over {cut}"
+        f"  {path_name(path)}  {view.whole.shape} over {cut}"
         for (path, _), view in zip(flat, placed, strict=True)
         if (cut := _entered_cuts(view, layout))
     ]

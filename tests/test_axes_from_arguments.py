@@ -70,6 +70,15 @@ def test_adamw_by_modules():
     axes = axes_from_nnx(model, adamw=(model.layers.router,))
     assert flat(axes) == NO_ROUTER
     assert flat(axes_from_nnx(model, adamw=model.layers.experts)) == NO_EXPERTS
+    # A list of NNX is a module, not a sequence of choices.
+    linear = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    model = nnx.Dict(blocks=nnx.List([linear]), up=nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    assert flat(axes_from_nnx(model, adamw=model["blocks"])) == {
+        "blocks/0/kernel": None,
+        "blocks/0/bias": None,
+        "up/kernel": MatrixAxes(0, 1),
+        "up/bias": None,
+    }
 
 
 @both
@@ -108,6 +117,11 @@ def test_no_regular_expression(of):
         of(adamw="router(")
 
 
+def test_what_is_no_filter():
+    with pytest.raises(TypeError, match="wrt=3 is no filter"):
+        axes_from_nnx(nnx_moe(), wrt=3)
+
+
 def test_modules_are_no_choices_for_linen():
     with pytest.raises(
         TypeError, match="must be a pattern of a path or a class of mod"
@@ -135,12 +149,22 @@ def test_models_of_the_other_library():
         axes_from_linen(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 2)))
 
 
-@pytest.mark.parametrize("name", ["axes_from_nnx", "axes_from_linen"])
-def test_without_flax(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        ("axes_from_nnx", "Flax"),
+        ("axes_from_linen", "Flax"),
+        ("axes_from_equinox", "Equinox"),
+    ],
+)
+def test_without_the_library(name, library, monkeypatch):
     module = f"optax_muon._leaves_of_{name.removeprefix('axes_from_')}"
     monkeypatch.delitem(sys.modules, module, raising=False)
-    monkeypatch.setitem(sys.modules, "flax", None)
-    with pytest.raises(ImportError, match=f"{name} reads Flax.*not installed: pip"):
+    package = library.lower()
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, f"{package}.nn", None)
+    message = f"{name} reads models of {library}.*: pip .*{package}"
+    with pytest.raises(ImportError, match=message):
         getattr(optax_muon, name)(None)
 
 

@@ -38,7 +38,7 @@ def test_adamw_meets_each_name(other):
 @pytest.mark.parametrize("other", ["a", "z"])
 def test_unknown_holders_are_an_error(other):
     model = Shared(other, "mixing", kernel=True)
-    with pytest.raises(ValueError, match="shared with a module that is no layer"):
+    with pytest.raises(ValueError, match="shared with a module that is no known"):
         axes_from_nnx(model)
     for name in ("mixing", other):
         (axes,) = flat(axes_from_nnx(model, others={name: DENSE})).values()

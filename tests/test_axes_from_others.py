@@ -20,7 +20,7 @@ from tests.architecture_tables import flat
 from tests.architectures_nnx import stack
 
 X = jax.ShapeDtypeStruct((2, 4), jnp.float32)
-UNKNOWN = "made by no layer of Flax that says what it is"
+UNKNOWN = "made by no layer that says what it is"
 
 
 class LinenExperts(nn.Module):

@@ -149,13 +149,19 @@ def test_models(make, expected):
     assert {found[path] for path in running} <= {("adamw", None, None)}
 
 
-def test_gates_are_matrices_of_their_own():
-    parts = {x.path: x.parts for x in planned(cells).leaves if x.parts}
+def test_gates_and_groups_are_matrices_of_their_own():
+    def make(key):
+        transposed = nn.ConvTranspose1d(4, 6, 3, groups=2, key=key)
+        return {**cells(key), **convolutions(key), "up": transposed}
+
+    parts = {x.path: x.parts for x in planned(make).leaves if x.parts}
     assert parts == {
         "lstm/weight_ih": ((3, 5),) * 4,
         "lstm/weight_hh": ((5, 5),) * 4,
         "gru/weight_ih": ((3, 6),) * 3,
         "gru/weight_hh": ((6, 6),) * 3,
+        "grouped/weight": ((3 * 3 * 3, 4),) * 2,
+        "up/weight": ((2 * 3, 3),) * 2,
     }
 
 
@@ -209,34 +215,111 @@ def test_others_decides_arrays_of_no_layer():
 
     expected = {**muon(3, 4, "mixer", "linear/weight"), **adamw("linear/bias")}
     assert table_of(planned(make, others=rule)) == expected
-    assert seen == [((jax.tree_util.DictKey("mixer"),), (3, 4))]
+    assert [shape for _, shape in seen] == [(3, 4)]
+    assert seen[0][0] == (jax.tree_util.DictKey("mixer"),)
+    assert table_of(planned(make, others={"mixer": MatrixAxes(0, 1)})) == expected
+    with pytest.raises(ValueError, match="does not fit a leaf of shape"):
+        planned(make, others={"mixer": MatrixAxes(0, 2)})
+
+
+def test_adamw_by_names_classes_and_modules():
+    model = shapes(lambda key: {"mlp": nn.MLP(3, 4, 5, 2, key=key), **cells(key)})
+    last = model["mlp"].layers[-1]
+    for choices, paths in (
+        (last, ["mlp/layers/2/weight"]),
+        ([nn.LSTMCell, "mlp/layers/2"], ["lstm/weight_ih", "mlp/layers/2/weight"]),
+        ("gru/weight_.*", ["gru/weight_ih", "gru/weight_hh"]),
+    ):
+        axes = axes_from_equinox(model, adamw=choices)
+        found = table_of(optax_muon.plan(parameters(model), axes))
+        assert {path: found[path] for path in paths} == adamw(*paths)
+        assert found["mlp/layers/0/weight"] == ("muon", (3, 5), 1)
+    with pytest.raises(ValueError, match="meet no parameter"):
+        axes_from_equinox(model, adamw="mlp/layers/3")
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_tied_table_is_adamws_wherever_it_is_kept(kept):
+    def make(key):
+        pair = (nn.Embedding(11, 8, key=key), nn.Linear(8, 11, key=key))
+        tied = nn.Shared(pair, lambda x: x[1 - kept].weight, lambda x: x[kept].weight)
+        mixed = (nn.Linear(4, 4, key=key), [jnp.zeros((4, 4))])
+        return {
+            "tied": tied,
+            "twice": nn.Shared(
+                (nn.Linear(3, 4, key=key), nn.Linear(3, 4, key=key)),
+                lambda x: x[1].weight,
+                lambda x: x[0].weight,
+            ),
+            "mixed": nn.Shared(mixed, lambda x: x[1][0], lambda x: x[0].weight),
+        }
+
+    rule = {"mixed": MatrixAxes(0, 1)}
+    assert table_of(planned(make, others=rule)) == {
+        **adamw(f"tied/pytree/{kept}/weight", "tied/pytree/1/bias"),
+        **muon(3, 4, "twice/pytree/0/weight"),
+        **adamw("twice/pytree/0/bias", "twice/pytree/1/bias", "mixed/pytree/0/bias"),
+        **muon(4, 4, "mixed/pytree/0/weight"),
+    }
+    with pytest.raises(ValueError, match="shared with a module that is no known layer"):
+        planned(make)
+
+
+def test_wrappers_do_not_hide_the_name_of_an_output_layer():
+    def make(key):
+        state = nn.StateIndex(jnp.zeros(()))
+        linear = nn.Linear(4, 7, key=key)
+        spectral = nn.SpectralNorm(linear, "weight", key=key)
+        return {"head": nn.WeightNorm(linear), "logits": spectral, "state": state}
+
+    assert {row[0] for row in table_of(planned(make)).values()} == {"adamw"}
+
+
+def test_stacks_whose_lengths_coincide_are_an_error():
+    def make(key):
+        layer = eqx.filter_vmap(lambda key: nn.Linear(4, 4, key=key))
+        return {"layers": layer(jax.random.split(key, 4))}
+
+    with pytest.raises(ValueError, match="the stacked axes may be any of"):
+        planned(make)
+    axes = MatrixAxes(2, 1)
+    found = table_of(planned(make, others={"layers/weight": axes}))
+    assert found["layers/weight"] == ("muon", (4, 4), 4)
 
 
 def test_one_error_lists_every_leaf_that_is_not_decided():
     def make(key):
         linear = nn.Linear(3, 4, key=key)
-        stack = eqx.filter_vmap(lambda key: linear, out_axes=eqx.if_array(-1))
         return {
             "mixer": jnp.zeros((3, 4)),
             "deep": {"weights": [jnp.zeros((2, 3, 4))]},
             "vector": jnp.zeros(3),
-            "stacked": stack(jax.random.split(key, 5)),
             "wrapped": eqx.tree_at(lambda x: x.weight, linear, {"a": linear.weight}),
             "linear": linear,
+            "changed": eqx.tree_at(lambda x: x.weight, linear, jnp.zeros((4, 5))),
         }
 
     with pytest.raises(ValueError, match=r"\Aaxes_from_equinox cannot") as caught:
         axes_from_equinox(shapes(make))
     _, *lines, remedy = str(caught.value).splitlines()
-    found = [re.fullmatch(r"  (\S+)  (\(.*?\)) float32: (.*)", line) for line in lines]
-    nothing = "no layer of eqx.nn, so nothing tells its axes"
+    found = [
+        re.fullmatch(r"  (\S+)  (\(.*?\)) float32 of [\w ]+: (.*)", line)
+        for line in lines
+    ]
+    nothing = "made by no layer that says what it is"
     assert {match[1]: (match[2], match[3]) for match in found} == {
         "mixer": ("(3, 4)", nothing),
         "deep/weights/0": ("(2, 3, 4)", nothing),
-        "stacked/weight": ("(4, 3, 5)", "Linear.weight is (4, 3)"),
-        "wrapped/weight/a": ("(4, 3)", "Linear.weight is (4, 3)"),
+        "wrapped/weight/a": ("(4, 3)", nothing),
+        "changed/weight": ("(4, 5)", "one layer's would be (4, 3)"),
     }
     assert "others=" in remedy
+
+
+@pytest.mark.parametrize("model", [3, None, jnp.ones((2, 3)), {"w": jnp.ones(3)}])
+def test_what_is_no_model(model):
+    with pytest.raises(TypeError, match=r"holds no equinox\.Module"):
+        axes_from_equinox(model)
 
 
 def test_each_gate_moves_as_a_kernel_of_its_own():

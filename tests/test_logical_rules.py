@@ -99,6 +99,13 @@ def test_others_decides_leaves_without_names_and_no_others():
         "up": {"kernel": MatrixAxes(0, 1)},
         "w": MatrixAxes(0, 1),
     }
+    rule = axes_from_logical(adamw="w", others={"up": MatrixAxes(1, 0), "head": None})
+    assert rule(params) == rule(params)
+    assert rule(params) == {
+        "head": {"kernel": None},
+        "up": {"kernel": MatrixAxes(1, 0)},
+        "w": None,
+    }
 
 
 # --- refusals -----------------------------------------------------------------------
@@ -188,7 +195,20 @@ def test_rules_that_are_none(rules, message):
         axes_from_logical(rules)
 
 
-@pytest.mark.parametrize("others", [MatrixAxes(), MatrixAxes, "stacked"])
-def test_others_that_is_no_rule(others):
-    with pytest.raises(TypeError, match=r"others=.* is no rule"):
-        axes_from_logical(others=others)
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"others": MatrixAxes()}, TypeError, "must be a rule"),
+        ({"others": MatrixAxes}, TypeError, "must be a rule"),
+        ({"others": "stacked"}, TypeError, "must be a rule"),
+        ({"adamw": 3}, TypeError, "adamw holds 3"),
+        ({"others": lambda path, leaf: (0, 1)}, TypeError, r"others gave \(0, 1\)"),
+        ({"others": {"bare": MatrixAxes(0, 2)}}, ValueError, "bare.* does not fit"),
+        ({"others": {"w": None, "bare": None}}, ValueError, "others: 'w'"),
+        ({"adamw": "v", "others": {"bare": None}}, ValueError, "adamw: 'v'"),
+    ],
+)
+def test_arguments_of_other_kinds(options, error, message):
+    bare = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    with pytest.raises(error, match=message):
+        axes_from_logical(**options)({"bare": bare, "w": boxed("mlp", "kv")})

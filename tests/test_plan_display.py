@@ -137,6 +137,9 @@ def test_products_that_are_not_counted():
         "-",
     ]
     assert step == "a step: products that are not counted"
+    told = plan(shaped(8, 8), orthogonalizer=Svd(), tokens=64)
+    training = amount(told.training_flops, "FLOP")
+    assert f"{step}, beside about {training} in forward and backward" in str(told)
 
 
 class TestData:
