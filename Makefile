@@ -6,8 +6,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 OLDEST := .venv-oldest
 OLDEST_BIN := $(OLDEST)/bin
 
-.PHONY: train test test-peers test-slow test-oldest test-dist test-tpu lint docs pictures dist \
-  bench sweep compare convergence requirements clean
+.PHONY: train test test-peers test-slow test-oldest test-dist test-tpu test-notebook lint docs \
+  notebook pictures dist bench sweep compare convergence requirements clean
 
 # Flags of the training program: make train ARGS="--data my_texts --out runs/mine"
 train: $(VENV)/installed
@@ -15,7 +15,7 @@ train: $(VENV)/installed
 
 # Which lines they run, for a sixth more time: make test ARGS=--cov
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 -m "not dist and not peers and not slow and not tpu" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not dist and not notebook and not peers and not slow and not tpu" $(ARGS)
 
 # Parity with PyTorch's CPU build, which only these tests need.
 test-peers: $(VENV)/installed
@@ -69,6 +69,16 @@ docs: $(VENV)/installed
 	$(PIP) -r requirements-docs.txt
 	NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu $(BIN)/python -m mkdocs build --strict
 
+# The notebook of the documentation, from top to bottom: its outputs are kept in it.
+notebook: $(VENV)/installed
+	$(PIP) -r requirements-docs.txt
+	cd docs && JAX_PLATFORMS=cpu ../$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace *.ipynb
+
+# Whether it still runs; about two minutes.
+test-notebook: $(VENV)/installed
+	$(PIP) -r requirements-docs.txt
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m notebook $(ARGS)
+
 # The pictures in docs/pictures, which are kept: their sources are the library's own tables.
 pictures: $(VENV)/installed
 	JAX_PLATFORMS=cpu $(BIN)/python docs/pictures.py
@@ -115,4 +125,4 @@ requirements:
 	  --no-annotate --no-header --no-emit-index-url --output-file requirements.txt
 
 clean:
-	rm -rf $(VENV) $(OLDEST) dist runs site
+	rm -rf $(VENV) $(OLDEST) .cache dist runs site

@@ -1,9 +1,12 @@
-"""The pictures of the theory page, drawn from the library's own tables.
+"""The pictures of the pages, drawn from the library's own tables and the pages' code.
 
 `make pictures` draws them anew; they are kept in docs/pictures, so that pages can be
 read as plain files.
 """
 
+import contextlib
+import re
+import tempfile
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -54,6 +57,16 @@ def spectrum() -> None:
     save(figure, "spectrum")
 
 
+def records() -> None:
+    """The figure that the code of the page about watching ends with."""
+    page = (PICTURES.parent / "guides" / "watching.md").read_text()
+    names: dict = {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for block in re.findall(r"^```python\n(.*?)^```$", page, flags=re.M | re.S):
+            exec(block, names)
+    save(names["figure"], "records")
+
+
 def save(figure: plt.Figure, name: str) -> None:
     figure.savefig(PICTURES / f"{name}.svg", metadata={"Date": None})
     plt.close(figure)
@@ -63,3 +76,4 @@ if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
     polynomials()
     spectrum()
+    records()
