@@ -19,12 +19,17 @@ LADDERS = {
     "weight_decay": (0.0, 0.1, 0.3, 1.0, 3.0),
     "momentum": (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975),
 }
-# A search begins where the example's own ended (examples/gpt/results/sweep.json), or,
-# for steps of another size, at the rate that makes them about as large. Jordan's scale
+# A search begins where the example's own ended while `muon` had momentum 0.95, or, for
+# steps of another size, at the rate that makes them about as large. Jordan's scale
 # is 0.3 to 0.6 of "adam_rms" on the GPT's matrices of width 64. Momentum is that of the
 # best of a few trials of `muon` there; AdamW's b1 begins at the example's.
 MOMENTUM = 0.85
-START = recipes.TUNED["muon"] | {"momentum": MOMENTUM}
+START = {
+    "learning_rate": 0.032,
+    "rest_learning_rate": 0.032,
+    "weight_decay": 0.1,
+    "momentum": MOMENTUM,
+}
 START_AT_JORDANS_SCALE = START | {"learning_rate": 2 * START["learning_rate"]}
 # For those whose momentum is not searched for.
 START_WITHOUT_MOMENTUM = {

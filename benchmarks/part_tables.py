@@ -29,17 +29,16 @@ def shortest_runs(document: dict) -> str | None:
         return None
     full = document["results"]["tasks"][conditions.FIRST]["steps"]
     rivals = [rival.name for rival in lengths.RIVALS]
-    rows = [
-        [
-            f"`{name}`",
-            *(
-                shares(lengths.shortest(document, conditions.FIRST, name, rival), full)
-                for rival in rivals
-            ),
+    rows = []
+    for name in names(document):
+        if name not in searched:
+            continue
+        found = [
+            lengths.shortest(document, conditions.FIRST, name, rival)
+            for rival in rivals
         ]
-        for name in names(document)
-        if name in searched
-    ]
+        if any(found):  # else the search goes on
+            rows.append([f"`{name}`", *(shares(steps, full) for steps in found)])
     head = [f"steps to `{rival}`'s loss after {full}" for rival in rivals]
     return (
         "**How long must a run be?** Each length is a run of its own with the whole "

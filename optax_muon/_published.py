@@ -24,6 +24,7 @@ _KELLER_JORDAN = NewtonSchulz("keller_jordan")
 @preset(
     muon,
     learning_rate=0.02,
+    momentum=0.95,
     scale="width",
     orthogonalizer=_KELLER_JORDAN,
     adam_learning_rate=3e-4,
@@ -43,6 +44,7 @@ def keller_jordan(**arguments: Any) -> optax.GradientTransformationExtraArgs:
 @preset(
     muon,
     learning_rate=4.2e-4,
+    momentum=0.95,
     momentum_form="heavy_ball",
     scale="adam_rms",
     orthogonalizer=_KELLER_JORDAN,
@@ -63,6 +65,7 @@ def moonlight(**arguments: Any) -> optax.GradientTransformationExtraArgs:
     muon,
     without=("normalizer",),
     learning_rate=0.02,
+    momentum=0.95,
     scale="width",
     orthogonalizer=_KELLER_JORDAN,
     adam_learning_rate=3e-4,
@@ -102,6 +105,7 @@ def normuon(
     muon,
     without=("scale",),
     learning_rate=2.7e-4,
+    momentum=0.95,
     momentum_form="heavy_ball",
     orthogonalizer=NewtonSchulz("deepseek_v4"),
     weight_decay=0.1,
@@ -126,6 +130,7 @@ def _deepseek_v4_scale(fan_in: int, fan_out: int) -> float:
 @preset(
     muon,
     learning_rate=2e-4,
+    momentum=0.95,
     momentum_form="heavy_ball",
     orthogonalizer=_KELLER_JORDAN,
     weight_decay=0.1,

@@ -32,6 +32,7 @@ _KELLER_JORDAN = NewtonSchulz("keller_jordan")
         "adam_weight_decay",
     ),
     learning_rate=0.02,
+    momentum=0.95,
     momentum_form="heavy_ball",
     orthogonalizer=_KELLER_JORDAN,
     adam_learning_rate=8e-3,
@@ -133,6 +134,7 @@ _SOAP_ROWS = ((3.4445, -4.7750, 2.0315),) * 10 + ((1.5, -0.5, 0.0),) * 2
     muon,
     without=("momentum_form", "preconditioner", "normalizer", "scale"),
     learning_rate=0.02,
+    momentum=0.95,
     orthogonalizer=NewtonSchulz(_SOAP_ROWS),
     adam_learning_rate=4e-3,
 )

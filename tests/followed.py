@@ -77,7 +77,8 @@ def assert_follows(tx, reference, leaves=LEAVES, atol=ATOL):
 
 
 def muon(**arguments):
-    arguments = {"orthogonalizer": Svd(), "matrix_axes": AXES} | arguments
+    fixed = {"momentum": 0.95, "orthogonalizer": Svd(), "matrix_axes": AXES}
+    arguments = fixed | arguments
     return optax_muon.muon(LR, **arguments)
 
 

@@ -26,6 +26,7 @@ class TestDecay:
 
         tx = optax_muon.muon(
             rate if scheduled else LR,
+            momentum=0.95,
             orthogonalizer=Svd(),
             scale=None,
             weight_decay=0.3,

@@ -134,11 +134,13 @@ def test_speed_is_that_of_the_committed_benchmark():
 @pytest.mark.usefixtures("benchmark_modules")
 def test_effects_are_those_of_the_committed_comparison():
     import convergence_table
+    import part_tables
 
     results = ROOT / "benchmarks" / "results" / "convergence.json"
     document = json.loads(results.read_text())
     text = section("Recipes")
     assert f"\n\n{convergence_table.excerpt(document)}\n\n" in text
+    assert f"\n\n{part_tables.lasting(document)}\n\n" in text
     rows = re.findall(r"^\|[^|]*\|([^|]*)\| `(.*)` \|$", text, flags=re.M)
     for name in convergence_table.names(document):
         cell = convergence_table.effect(document, name)

@@ -11,7 +11,7 @@ from tests.recipes import assert_close, gradients, model, run
 
 def hand_made(**where):
     matrices = optax.chain(
-        scale_by_muon(scale=None, **where),
+        scale_by_muon(0.9, scale=None, **where),
         scale_by_shape("adam_rms", **where),
         optax.add_decayed_weights(0.1),
         optax.scale_by_learning_rate(1e-2),

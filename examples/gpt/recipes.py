@@ -18,8 +18,8 @@ WARMUP_SHARE = 0.1
 TUNED = {
     "muon": {
         "learning_rate": 0.032,
-        "rest_learning_rate": 0.032,
-        "weight_decay": 0.1,
+        "rest_learning_rate": 0.064,
+        "weight_decay": 0.3,
     },
     "adamw": {
         "learning_rate": 0.032,
