@@ -81,7 +81,7 @@ test-notebook: $(VENV)/installed
 	$(PIP) -r requirements-docs.txt
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m notebook $(ARGS)
 
-# The pictures in docs/pictures, which are kept: their sources are the library's own tables.
+# The pictures in docs/pictures, which are kept, from the library's tables and a page's code.
 pictures: $(VENV)/installed
 	JAX_PLATFORMS=cpu $(BIN)/python docs/pictures.py
 

@@ -101,7 +101,7 @@ def axes_from_logical(
     {'bias': None, 'kernel': MatrixAxes(fan_in=(0,), fan_out=(1,))}
     """
     _check_rules(rules)
-    ModelChoices(adamw, others, None)  # refuses what they must not be
+    ModelChoices(adamw, others, None, classes=False)  # refuses what they must not be
 
     def axes_of(named: Any, *more: Any) -> Any:
         if more:  # called as a rule, once for each leaf
@@ -110,7 +110,7 @@ def axes_from_logical(
                 "parameters that carry the names, and pass what it returns, as in "
                 "matrix_axes=axes_from_logical(rules)(model)."
             )
-        choices = ModelChoices(adamw, others, None)
+        choices = ModelChoices(adamw, others, None, classes=False)
         return _axes_of_tree(params_of(named), rules, choices)
 
     return axes_of

@@ -11,7 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from optax_muon._axes_from_model import axes_from_linen, axes_from_nnx
+from optax_muon._axes_from_model import (
+    axes_from_equinox,
+    axes_from_linen,
+    axes_from_nnx,
+)
 from optax_muon._cli_arguments import UsageError, library_errors
 from optax_muon._cli_progress import Progress
 from optax_muon._matrix_axes import path_name
@@ -20,6 +24,8 @@ RETURNS = """\
 The function is called without arguments, and returns one of
   parameters       a tree of arrays or jax.ShapeDtypeStruct, as optax_muon.plan takes
   an NNX model     its nnx.Param, with axes as axes_from_nnx(model) reads them
+  an Equinox model, or a list or dictionary of them: its inexact arrays, with axes as
+                   axes_from_equinox(model) reads them
   (module, *inputs)  a Linen module and what its __call__ takes: its parameters, with
                    axes as axes_from_linen(module, *inputs) reads them
 Shapes are enough (jax.eval_shape, nnx.eval_shape), and take no memory. With --axes the
@@ -118,8 +124,10 @@ def _named(option: str, source: str) -> Any:
 
 
 def _model(result: Any) -> Model:
-    # Whoever returns a model of Flax has imported it.
+    # Whoever returns a model of Flax or Equinox has imported it.
     nnx, linen = sys.modules.get("flax.nnx"), sys.modules.get("flax.linen")
+    if "equinox" in sys.modules and (params := _of_equinox(result)) is not None:
+        return Model(params, axes_from_equinox(result))
     if nnx is not None and isinstance(result, nnx.Module):
         return Model(nnx.state(result, nnx.Param), axes_from_nnx(result))
     if linen is None:
@@ -137,6 +145,17 @@ def _model(result: Any) -> Model:
     return Model(variables["params"], axes)
 
 
+def _of_equinox(result: Any) -> Any:
+    """The parameters, if there are modules of Equinox; else None."""
+    import equinox as eqx
+
+    from optax_muon._leaves_of_equinox import is_parameter
+
+    parts = jax.tree.leaves(result, is_leaf=lambda x: isinstance(x, eqx.Module))
+    is_model = any(isinstance(part, eqx.Module) for part in parts)
+    return eqx.filter(result, is_parameter) if is_model else None
+
+
 def _check(source: str, params: Any) -> None:
     leaves = jax.tree.leaves_with_path(params)
     if not leaves:
@@ -152,8 +171,8 @@ def _check(source: str, params: Any) -> None:
     if bad:
         raise UsageError(
             f"--from {source}: no arrays or shapes in what it returned: "
-            f"{', '.join(bad)}; return parameters alone, an NNX model, or a Linen "
-            "module with its inputs."
+            f"{', '.join(bad)}; return parameters alone, an NNX or Equinox model, "
+            "or a Linen module with its inputs."
         )
 
 

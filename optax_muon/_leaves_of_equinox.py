@@ -7,16 +7,19 @@ needed.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from equinox import nn
+from jax.extend.core import Var
 
 from optax_muon._layers import Declared, convolution, side_by_side
 from optax_muon._matrix_axes import MatrixAxes, Path
 from optax_muon._model_leaves import ModelLeaf, agreed
+
+Names = tuple[str, ...]
 
 _DENSE = MatrixAxes(1, 0)
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm)
@@ -38,112 +41,167 @@ _WRAPPERS: tuple[tuple[type, str], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """An array in a tree, and the modules around it.
+    """Where an array is read, or another leaf lies.
 
     Attributes:
-      path: of the array.
+      names: of fields, keys, and the numbers of items that lead there.
       array: itself, or its shape.
-      modules: those around it, the innermost last.
+      around: the modules around it, with their names, the innermost last.
       field: its names in that one.
-      spoken: the path without the names that wrappers of layers put in.
+      spoken: the names without those that wrappers of layers put in.
     """
 
-    path: Path
+    names: Names
     array: Any
-    modules: tuple[eqx.Module, ...]
-    field: tuple[str, ...]
-    spoken: Path
+    around: tuple[tuple[Names, eqx.Module], ...]
+    field: Names
+    spoken: Names
 
     @property
     def declared(self) -> Declared | None:
         """What its layer says of it; None if that is not known."""
-        return _declared(self.modules[-1], self.field) if self.modules else None
+        return _declared(self.around[-1][1], self.field) if self.around else None
 
 
-def leaves_of_equinox(model: Any) -> list[tuple[tuple[str, ...], ModelLeaf]]:
-    """Each inexact array, with its names: fields, keys, and the numbers of items."""
-    ties: dict[Path, list[_Place]] = {}
-    places = list(_places(model, ties=ties))
-    return [(_names(x.path), _leaf(x, ties.get(x.path, []))) for x in places]
+class _Tie(NamedTuple):
+    """Another place where an array is read; or something that is computed from it."""
+
+    place: _Place
+    is_same: bool
 
 
-def _names(path: Path) -> tuple[str, ...]:
-    """With a last `value`, which may be a field here and is NNX's to path_names."""
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+def leaves_of_equinox(model: Any) -> list[tuple[Names, ModelLeaf]]:
+    """Each inexact array, with its names.
+
+    Raises:
+      ValueError: a module `eqx.nn.Shared` cannot be called.
+    """
+    leaves = list(_places(model))
+    modules = dict(entry for leaf in leaves for entry in leaf.around)
+    places = [leaf for leaf in leaves if is_parameter(leaf.array)]
+    return [
+        (place.names, _leaf(place, tied, modules))
+        for place, tied in zip(places, _ties(model, places), strict=True)
+    ]
 
 
 def _places(
     tree: Any,
-    path: Path = (),
-    modules: tuple[eqx.Module, ...] = (),
-    spoken: Path = (),
+    names: Names = (),
+    around: tuple[tuple[Names, eqx.Module], ...] = (),
+    spoken: Names = (),
     *,
-    ties: dict[Path, list[_Place]] | None = None,
+    called: bool = False,
 ) -> Iterator[_Place]:
-    """Each inexact array of a tree; `ties` takes where else those of Shared are."""
+    """Each leaf of a tree; if `called`, arrays also where Shared puts them again."""
+    inside = tree
     if isinstance(tree, eqx.Module):
-        modules = (*modules, tree)
-    if isinstance(tree, nn.Shared) and ties is not None:
-        for below, others in _ties(tree).items():
-            ties.setdefault(path + below, []).extend(others)
+        around = (*around, (names, tree))
+    if isinstance(tree, nn.Shared) and called:
+        inside = {"pytree": _call(tree, names)}
     flat, _ = jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda x: x is not tree and isinstance(x, eqx.Module)
+        inside, is_leaf=lambda x: x is not inside and isinstance(x, eqx.Module)
     )
-    for below, child in flat:
-        field = _names(below)
+    for path, child in flat:
+        # All of them: path_names drops a last `value`, which may be a field here.
+        field = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
         wraps = any(
             isinstance(tree, kind) and field[:1] == (name,) for kind, name in _WRAPPERS
         )
-        said = spoken + (below[1:] if wraps else below)
+        said = spoken + (field[1:] if wraps else field)
         if isinstance(child, eqx.Module):
-            yield from _places(child, path + below, modules, said, ties=ties)
-        elif is_parameter(child):
-            yield _Place(path + below, child, modules, field, said)
+            yield from _places(child, names + field, around, said, called=called)
+        else:
+            yield _Place(names + field, child, around, field, said)
 
 
 def is_parameter(x: Any) -> bool:
     """As `eqx.is_inexact_array`, but of shapes as well."""
-    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
-
-
-def _ties(shared: nn.Shared) -> dict[Path, list[_Place]]:
-    """For the paths to arrays in a Shared, where the model reads them again.
-
-    It keeps an array in one place and puts it into all when called; which is which,
-    only the very objects tell. While jax traces, shapes are objects of that kind too.
-    """
-    arrays, rest = eqx.partition(shared, is_parameter)
-    found: dict[Path, list[_Place]] = {}
-
-    def look(arrays: Any) -> None:
-        whole: Any = eqx.combine(arrays, rest)
-        kept = {id(place.array): place.path for place in _places(whole)}
-        for place in _places(whole()):
-            if id(place.array) in kept:
-                found.setdefault(kept[id(place.array)], []).append(place)
-
-    jax.eval_shape(look, arrays)
-    return found
-
-
-def _leaf(place: _Place, ties: list[_Place]) -> ModelLeaf:
-    declared, layer = agreed([x.declared for x in (place, *ties)])
-    return ModelLeaf(
-        path=place.path,
-        aliases=(),
-        shape=place.array.shape,
-        dtype=place.array.dtype,
-        owner=type(place.modules[-1]).__name__ if place.modules else "no module",
-        modules=place.modules,
-        declared=declared,
-        layer=layer,
-        spoken=(place.spoken, *(tie.spoken for tie in ties)),
-        # Nothing in a model tells how far up its modules were stacked together.
-        together=len(place.path) - 1,
+    is_shape = isinstance(x, jax.ShapeDtypeStruct)
+    return eqx.is_inexact_array(x) or (
+        is_shape and jnp.issubdtype(x.dtype, jnp.inexact)
     )
 
 
-def _declared(layer: Any, field: tuple[str, ...]) -> Declared | None:
+def _call(shared: nn.Shared, names: Names) -> Any:
+    try:
+        return shared()
+    except Exception as error:
+        raise ValueError(
+            f"axes_from_equinox: calling the eqx.nn.Shared at {'/'.join(names)!r}, to "
+            f"see what it ties, raised {type(error).__name__}: {error}\nPass the model "
+            "itself, not eqx.filter of it; for a stack of models, whose Shared has a "
+            "function for one of them, give matrix_axes a tree of your own."
+        ) from error
+
+
+def _ties(model: Any, places: list[_Place]) -> list[list[_Tie]]:
+    """For each array the other places where the model reads it.
+
+    Shared keeps an array in one place and, when called, puts it, or what a function of
+    the user makes of it, into others. What is made of what, a trace tells.
+    """
+    ties: list[list[_Tie]] = [[] for _ in places]
+    modules = (module for place in places for _, module in place.around)
+    if not any(isinstance(module, nn.Shared) for module in modules):
+        return ties
+    arrays, rest = eqx.partition(model, is_parameter)
+    read: list[_Place] = []
+
+    def look(arrays: Any) -> list[Any]:
+        leaves = _places(eqx.combine(arrays, rest), called=True)
+        read[:] = [leaf for leaf in leaves if is_parameter(leaf.array)]
+        return [place.array for place in read]
+
+    jaxpr = jax.make_jaxpr(look)(arrays).jaxpr
+    sources = {variable: {i} for i, variable in enumerate(jaxpr.invars)}
+    for equation in jaxpr.eqns:
+        used = [sources.get(x, set()) for x in equation.invars if isinstance(x, Var)]
+        sources |= dict.fromkeys(equation.outvars, set().union(*used))
+    for place, variable in zip(read, jaxpr.outvars, strict=True):
+        made_of = sources.get(variable, ()) if isinstance(variable, Var) else ()
+        for i in made_of:
+            if place.names != places[i].names:
+                ties[i].append(_Tie(place, variable is jaxpr.invars[i]))
+    return ties
+
+
+def _leaf(
+    place: _Place, ties: list[_Tie], modules: dict[Names, eqx.Module]
+) -> ModelLeaf:
+    said = [place.declared, *map(_declared_by_tie, ties)]
+    declared, layer = agreed(list(dict.fromkeys(said)))
+    others = [tie.place for tie in ties]
+    around = [module for _, module in place.around]
+    # Those that a trace saw are other objects than the model's.
+    around += [modules.get(*entry) for other in others for entry in other.around]
+    return ModelLeaf(
+        path=_keys(place.names),
+        aliases=tuple(_keys(other.names) for other in others),
+        shape=place.array.shape,
+        dtype=place.array.dtype,
+        owner=type(place.around[-1][1]).__name__ if place.around else "no module",
+        modules=tuple(around),
+        declared=declared,
+        layer=layer,
+        spoken=tuple(_keys(x.spoken) for x in (place, *others)),
+        # Nothing in a model tells how far up its modules were stacked together.
+        together=len(place.names) - 1,
+    )
+
+
+def _declared_by_tie(tie: _Tie) -> Declared | None:
+    said = tie.place.declared
+    if tie.is_same or said is None or said.is_embedding:
+        return said
+    return Declared(problem="a layer reads what eqx.nn.Shared makes of it")
+
+
+def _keys(names: Names) -> Path:
+    return tuple(jax.tree_util.DictKey(name) for name in names)
+
+
+def _declared(layer: Any, field: Names) -> Declared | None:
     """What a layer says of its array of these names; None if it is not known."""
     if isinstance(layer, nn.StateIndex):
         return Declared()  # running means, and the vectors of SpectralNorm

@@ -20,9 +20,12 @@ class ModelChoices:
       others: a rule (path, leaf) -> MatrixAxes | None, a dictionary from choices to
         MatrixAxes | None, or None.
       module: the class of modules; None where those in the argument are no use.
+      classes: whether classes of modules are of use.
     """
 
-    def __init__(self, adamw: Any, others: Any, module: type | None) -> None:
+    def __init__(
+        self, adamw: Any, others: Any, module: type | None, *, classes: bool = True
+    ) -> None:
         one = isinstance(adamw, str) or not isinstance(adamw, Sequence)
         one = one or (module is not None and isinstance(adamw, module))  # a list of NNX
         self._adamw = [adamw] if one else list(adamw)
@@ -30,8 +33,8 @@ class ModelChoices:
         self._rule: Rule | None = others if is_rule else None
         self._others = {} if is_rule or others is None else others
         for choice in self._adamw:
-            _check_choice("adamw", choice, module)
-        _check_others(self._others, module)
+            _check_choice("adamw", choice, module, classes)
+        _check_others(self._others, module, classes)
         self._met: list[tuple[str, Choice]] = []
 
     def sends_to_adamw(self, paths: tuple[Path, ...], modules: tuple[Any, ...]) -> bool:
@@ -112,27 +115,32 @@ def _meets(choice: Choice, names: list[str], modules: tuple[Any, ...]) -> bool:
     return any(module is choice for module in modules)
 
 
-def _check_choice(argument: str, choice: Choice, module: type | None) -> None:
+def _check_choice(
+    argument: str, choice: Choice, module: type | None, classes: bool
+) -> None:
     if isinstance(choice, str):
         components(choice)  # refuses what is no regular expression
-    elif not isinstance(choice, type) and (
-        module is None or not isinstance(choice, module)
-    ):
-        kinds = ["a pattern of a path", "a class of modules"]
-        kinds += [] if module is None else ["a module of the model"]
+        return
+    if isinstance(choice, type) and classes:
+        return
+    if module is None or not isinstance(choice, module):
+        kinds = ["a pattern of a path"]
+        kinds += ["a class of modules"] if classes else []
+        kinds += ["a module of the model"] if module is not None else []
         raise TypeError(
             f"{argument} holds {choice!r}; each entry must be {' or '.join(kinds)}."
         )
 
 
-def _check_others(others: Any, module: type | None) -> None:
+def _check_others(others: Any, module: type | None, classes: bool) -> None:
     if not isinstance(others, Mapping):
+        kinds = "pattern of a path, or class of modules" if classes else "pattern"
         raise TypeError(
             f"others={others!r} must be a rule (path, leaf) -> MatrixAxes | None, or a "
-            "dictionary of {pattern of a path, or class of modules: MatrixAxes | None}."
+            f"dictionary of {{{kinds}: MatrixAxes | None}}."
         )
     for choice, axes in others.items():
-        _check_choice("others", choice, module)
+        _check_choice("others", choice, module, classes)
         _checked(axes, choice)
 
 

@@ -12,7 +12,13 @@ import jax
 import numpy as np
 
 from optax_muon._layers import Declared
-from optax_muon._matrix_axes import MatrixAxes, Path, UndecidedLeafError, path_names
+from optax_muon._matrix_axes import (
+    MatrixAxes,
+    Path,
+    UndecidedLeafError,
+    path_name,
+    path_names,
+)
 from optax_muon._model_choices import ModelChoices
 from optax_muon._rules import flax_role
 from optax_muon._stack_axes import Axes, Lengths, Stacked, stacked_axes, without
@@ -49,7 +55,7 @@ class ModelLeaf:
     @property
     def name(self) -> str:
         """Its names joined by "/"."""
-        return "/".join(path_names(self.path)) or "(root)"
+        return path_name(self.path)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -156,10 +162,12 @@ def _explained(
         raise UndecidedLeafError(f"made by no layer that says what it is{stack}")
     if any(one.is_embedding for one in leaf.declared):
         return None
+    said = {one.axes for one in leaf.declared if not one.problem}
+    if said == {None} and _is_vector(shape, stacks):
+        return None  # whoever else reads it
     problems = [one.problem for one in leaf.declared if one.problem]
     if problems:
         raise UndecidedLeafError("; ".join(problems))
-    said = {one.axes for one in leaf.declared}
     if len(said) > 1:
         raise UndecidedLeafError(f"layers that share it say {_joined(said)} of it")
     (axes,) = said

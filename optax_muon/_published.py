@@ -87,6 +87,7 @@ def normuon(
     >>> tx = normuon()
     >>> as_in_the_paper = muon(
     ...     3.6e-4,
+    ...     momentum=0.95,
     ...     nesterov=False,
     ...     orthogonalizer=NewtonSchulz("keller_jordan"),
     ...     normalizer=optax.chain(normalize_neurons(), snap_frobenius()),

@@ -1,5 +1,6 @@
 """What `--from tests.cli_models:NAME` finds: models, and mistakes users make."""
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,12 @@ def linen_model():
     )
     module = nn.DenseGeneral((2, 8), kernel_init=init, name="proj")
     return module, jax.ShapeDtypeStruct((1, 16), jnp.float32)
+
+
+def equinox_model():
+    """[out, in], and a function among its leaves."""
+    conv = eqx.nn.Conv2d(4, 16, 2, use_bias=False, key=jax.random.key(0))
+    return {"conv": conv, "activation": jax.nn.relu}
 
 
 def stacked_parameters():

@@ -15,6 +15,7 @@ import pytest
 
 from optax_muon import (
     COEFFICIENTS,
+    MatrixAxes,
     NewtonSchulz,
     axes_from_linen,
     axes_from_nnx,
@@ -94,6 +95,10 @@ def test_info_tells_what_explain_tells(shell, platform):
 
 EXPECTED = {
     "parameters": lambda: plan(cli_models.parameters()),
+    "equinox_model": lambda: plan(
+        {"conv": {"weight": jax.ShapeDtypeStruct((16, 4, 2, 2), jnp.float32)}},
+        MatrixAxes((1, 2, 3), 0),
+    ),
     "nnx_model": lambda: plan(
         {
             "norm": {"bias": jnp.ones(16), "scale": jnp.ones(16)},

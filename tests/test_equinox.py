@@ -191,8 +191,13 @@ def test_a_field_may_be_called_value():
         return {"attention": Attention(jnp.zeros((3, 4)), jnp.zeros((5, 6)))}
 
     axes = {"key": MatrixAxes(0, 1), "value": MatrixAxes(1, 0)}
-    plan = planned(make, others=lambda path, leaf: axes[path[-1].name])
+    plan = planned(make, others=lambda path, leaf: axes[path[-1].key])
     assert [leaf.matrix for leaf in plan.leaves] == [(3, 4), (6, 5)]
+    by_name = {f"attention/{name}": entry for name, entry in axes.items()}
+    plan = planned(make, others=by_name)
+    assert [leaf.matrix for leaf in plan.leaves] == [(3, 4), (6, 5)]
+    with pytest.raises(ValueError, match=r"attention/value  \(5, 6\)"):
+        planned(make)
 
 
 def test_a_tree_of_modules_that_can_be_called_is_no_rule():
@@ -263,6 +268,73 @@ def test_a_tied_table_is_adamws_wherever_it_is_kept(kept):
     }
     with pytest.raises(ValueError, match="shared with a module that is no known layer"):
         planned(make)
+
+
+def linears(*names):
+    return {name: nn.Linear(8, 8, use_bias=False, key=KEY) for name in names}
+
+
+def test_a_tie_through_a_function_is_a_tie():
+    """Of a table; what else a layer reads through one, nobody can tell."""
+
+    def tied(other):
+        pair = (other, nn.Linear(8, 11, use_bias=False, key=KEY))
+        return nn.Shared(pair, lambda x: x[0].weight, lambda x: x[1].weight * 2)
+
+    table = shapes(lambda key: tied(nn.Embedding(11, 8, key=key)))
+    assert axes_from_equinox(table)["pytree"]["1"]["weight"] is None
+    layer = shapes(lambda key: tied(nn.Linear(8, 11, use_bias=False, key=key)))
+    with pytest.raises(ValueError, match=r"reads what eqx\.nn\.Shared makes of it"):
+        axes_from_equinox(layer)
+
+
+def test_ties_inside_ties():
+    def make(key):
+        embedding = nn.Embedding(11, 8, key=key)
+        inner = (nn.Linear(8, 11, use_bias=False, key=key), embedding)
+        inside = nn.Shared(inner, lambda x: x[1].weight, lambda x: x[0].weight)
+        layer = nn.Linear(8, 11, use_bias=False, key=key)
+        return nn.Shared(
+            {"layer": layer, "inside": inside},
+            lambda x: x["inside"].pytree[0].weight,
+            lambda x: x["layer"].weight,
+        )
+
+    assert table_of(planned(make)) == adamw("pytree/layer/weight")
+
+
+def test_choices_meet_all_places_of_a_tie():
+    pair = linears("up", "other")
+    pair["other"] = nn.Sequential([pair["other"]])
+    tied = nn.Shared(pair, lambda x: x["other"][0].weight, lambda x: x["up"].weight)
+    for choice in ("other", nn.Sequential, tied.pytree["other"], tied.pytree["up"]):
+        axes = axes_from_equinox(tied, adamw=choice)
+        assert axes["pytree"]["up"]["weight"] is None
+    muons = axes_from_equinox(tied)["pytree"]["up"]["weight"]
+    assert muons == MatrixAxes(1, 0)
+
+
+def test_vectors_may_be_shared_with_anything():
+    pair = (nn.LayerNorm(8), [jnp.zeros(8)])
+    tied = nn.Shared(pair, lambda x: x[1][0], lambda x: x[0].weight)
+    assert axes_from_equinox(tied)["pytree"]["0"]["weight"] is None
+
+
+def test_shared_that_cannot_be_called():
+    tied = nn.Shared(
+        linears("a", "b"), lambda x: x["b"].weight, lambda x: x["a"].weight
+    )
+    with pytest.raises(ValueError, match=r"(?s)calling the eqx.*not eqx\.filter of it"):
+        axes_from_equinox(eqx.filter(tied, eqx.is_inexact_array))
+
+
+def test_fields_that_are_dtypes():
+    class Typed(eqx.Module):
+        layer: nn.Linear
+        dtype: Any = jnp.float32
+
+    axes = axes_from_equinox(Typed(nn.Linear(3, 4, key=KEY)))
+    assert axes == {"layer": {"weight": MatrixAxes(1, 0), "bias": None}}
 
 
 def test_wrappers_do_not_hide_the_name_of_an_output_layer():

@@ -202,6 +202,7 @@ def test_rules_that_are_none(rules, message):
         ({"others": MatrixAxes}, TypeError, "must be a rule"),
         ({"others": "stacked"}, TypeError, "must be a rule"),
         ({"adamw": 3}, TypeError, "adamw holds 3"),
+        ({"adamw": int}, TypeError, "each entry must be a pattern of a path"),
         ({"others": lambda path, leaf: (0, 1)}, TypeError, r"others gave \(0, 1\)"),
         ({"others": {"bare": MatrixAxes(0, 2)}}, ValueError, "bare.* does not fit"),
         ({"others": {"w": None, "bare": None}}, ValueError, "others: 'w'"),
