@@ -13,11 +13,13 @@ OLDEST_BIN := $(OLDEST)/bin
 train: $(VENV)/installed
 	$(BIN)/python examples/gpt/train.py $(ARGS)
 
-# Which lines they run, for a sixth more time: make test ARGS=--cov. They are compiled with
-# little optimization, a quarter faster; .ci/run tests what users get: TEST_ENV=
+# Which lines they run, for a sixth more time: make test ARGS=--cov. To be quick they are
+# compiled with little optimization, and run some of many cases that are alike. .ci/run tests
+# what users get, and all: make test TEST_ENV= NARROW=
 TEST_ENV := JAX_DISABLE_MOST_OPTIMIZATIONS=1
+NARROW := or wide
 test: $(VENV)/installed
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not dist and not notebook and not peers and not slow and not tpu" $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not (dist or notebook or peers or slow or tpu $(NARROW))" $(ARGS)
 
 # Parity with PyTorch's CPU build, which only these tests need.
 test-peers: $(VENV)/installed

@@ -26,10 +26,17 @@ def axes_from_nnx(
     Muon takes the kernels of linear layers, einsums, convolutions and what is made of
     them: attention, recurrent cells, LoRA's two factors, each a linear layer. AdamW
     takes embeddings, tied or not, norms, biases and vectors, convolutions with one
-    input channel a group, and by their names, as in `flax_matrix_axes`, output heads,
-    input embeddings and tables of positions. A layer's own name counts: for all that is
-    inside a module, say `adamw="head"`. A router of experts is a linear layer like
-    others, Muon's here as by the default rule; `adamw="router"` is the other choice.
+    input channel a group, and layers whose names say, as in `flax_matrix_axes`, that
+    they are output heads, input embeddings or tables of positions. A layer's own name
+    counts: for all that is inside a module, say `adamw="head"`. A parameter that no
+    layer of Flax makes is AdamW's where it is a vector, or where its own name says that
+    it is an embedding or a table of positions, such as `pos_embedding`; else it is an
+    error. A router of experts is a linear layer like others, Muon's here as by the
+    default rule; `adamw="router"` is the other choice.
+
+    Layers are read as they are configured: an equation given to `nnx.Einsum` at the
+    call, or a subclass whose `__call__` reads its kernel in another way, is not seen.
+    Change the tree that comes back for those.
 
     Axes that a layer's configuration does not imply are those of stacked layers, made
     by `nnx.vmap` or `nnx.scan`: every layer, and every expert, is a matrix of its own.

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 
+from optax_muon._cli_progress import Progress
+
 PLATFORMS = ("cpu", "gpu", "tpu")
 _PACKAGE = str(Path(__file__).parent)
 
@@ -81,7 +83,8 @@ def add_platform(parser: argparse.ArgumentParser) -> None:
 def devices() -> list[jax.Device]:
     """JAX's devices; starting JAX is where drivers and settings fail."""
     try:
-        return jax.devices()
+        with Progress("starting JAX"):
+            return jax.devices()
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UsageError(

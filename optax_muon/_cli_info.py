@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import jax
 
 from optax_muon import _cli_arguments as arguments
-from optax_muon._cli_progress import Progress
 from optax_muon._orthogonalizers import NewtonSchulz, explain
 from optax_muon._tables import Table, amount
 
@@ -36,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print it; versions first, which help where JAX finds no device."""
     print("\n".join(f"{name:<12}{version}" for name, version in versions().items()))
-    with Progress("starting JAX"):
-        found = Counter(device.device_kind for device in arguments.devices())
+    found = Counter(device.device_kind for device in arguments.devices())
     here = jax.default_backend()
     kinds = ", ".join(f"{count} x {kind}" for kind, count in found.items())
     print(f"{'platform':<12}{here}\n{'devices':<12}{kinds}\n")

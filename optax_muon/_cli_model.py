@@ -29,14 +29,15 @@ The function is called without arguments, and returns one of
   (module, *inputs)  a Linen module and what its __call__ takes: its parameters, with
                    axes as axes_from_linen(module, *inputs) reads them
 Shapes are enough (jax.eval_shape, nnx.eval_shape), and take no memory. With --axes the
-axes are those instead."""
+axes are those instead, and the model is not asked for any."""
 
 
 class Model(NamedTuple):
-    """What `optax_muon.plan` is given."""
+    """What `optax_muon.plan` is given, and the call that trains so."""
 
     params: Any
     matrix_axes: Any
+    call: str
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -64,13 +65,19 @@ def read(source: str, axes: str | None) -> Model:
     """
     with _current_folder_on_path():
         function = _callable(source)
-        rule = None if axes is None else _named("--axes", axes)
+        if axes is not None:
+            rule = _named("--axes", axes)
         with Progress(f"calling {source}"):
             result = function()
-    with library_errors():
-        model = _model(result)
-    _check(source, model.params)
-    return model if axes is None else model._replace(matrix_axes=rule)
+    with Progress("reading the model"):
+        params, read_axes, call = _model(result)
+        _check(source, params)
+        if axes is None:
+            rule = _axes_of_model(read_axes, call)
+            argument = "" if call is None else f", matrix_axes=optax_muon.{call}"
+        else:
+            argument = f", matrix_axes={axes.replace(':', '.')}"
+    return Model(params, rule, f"optax_muon.muon(learning_rate{argument})")
 
 
 def _callable(source: str) -> Callable[[], Any]:
@@ -123,26 +130,43 @@ def _named(option: str, source: str) -> Any:
     return getattr(module, name)
 
 
-def _model(result: Any) -> Model:
+def _model(result: Any) -> tuple[Any, Callable[[], Any], str | None]:
+    """The parameters, what reads their axes off the model, and the call that does.
+
+    Axes are not read before they are asked for: `--axes` is for models that do not
+    tell them.
+    """
     # Whoever returns a model of Flax or Equinox has imported it.
     nnx, linen = sys.modules.get("flax.nnx"), sys.modules.get("flax.linen")
     if "equinox" in sys.modules and (params := _of_equinox(result)) is not None:
-        return Model(params, axes_from_equinox(result))
+        return params, lambda: axes_from_equinox(result), "axes_from_equinox(model)"
     if nnx is not None and isinstance(result, nnx.Module):
-        return Model(nnx.state(result, nnx.Param), axes_from_nnx(result))
+        params = nnx.state(result, nnx.Param)
+        return params, lambda: axes_from_nnx(result), "axes_from_nnx(model)"
     if linen is None:
-        return Model(result, None)
+        return result, lambda: None, None
     first, *inputs = result if isinstance(result, tuple) and result else (result,)
     if not isinstance(first, linen.Module):
-        return Model(result, None)
+        return result, lambda: None, None
     if not inputs:
         raise UsageError(
             f"a Linen module has no parameters before it has seen an input; return "
             f"(module, *inputs) where only {type(first).__name__}(...) was returned."
         )
-    axes = axes_from_linen(first, *inputs)
     variables = jax.eval_shape(first.init, jax.random.key(0), *inputs)
-    return Model(variables["params"], axes)
+    call = "axes_from_linen(module, *inputs)"
+    return variables["params"], lambda: axes_from_linen(first, *inputs), call
+
+
+def _axes_of_model(read_axes: Callable[[], Any], call: str | None) -> Any:
+    try:
+        with library_errors():
+            return read_axes()
+    except UsageError as error:
+        raise UsageError(
+            f"{error}\nHere: --axes MODULE:NAME, a tree or rule of yours, such as what "
+            f"optax_muon.{call} returns with others=."
+        ) from error
 
 
 def _of_equinox(result: Any) -> Any:

@@ -1,6 +1,6 @@
 """Which leaf of a model gets what, and what a step costs: optax_muon.plan.
 
-For muon(...) with its defaults, on one device.
+For muon(...) with its defaults, but for the axes, on one device.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import json
 
 from optax_muon import _cli_arguments as arguments
 from optax_muon import _cli_model
+from optax_muon._cli_progress import Progress
 from optax_muon._plan import Plan
 from optax_muon._planning import plan
 
@@ -38,14 +39,17 @@ def run(options: argparse.Namespace) -> None:
     model = _cli_model.read(options.source, options.axes)
     if options.platform is None:
         arguments.devices()
-    with arguments.library_errors():
+    with arguments.library_errors(), Progress("planning"):
         found = plan(
             model.params,
             model.matrix_axes,
             platform=options.platform,
             tokens=options.tokens,
         )
-    print(json.dumps(found.as_dict(), indent=2) if options.json else found)
+    if options.json:
+        print(json.dumps(found.as_dict(), indent=2))
+    else:
+        print(f"{found}\n\nThe optimizer: {model.call}")
     if options.html is not None:
         options.html.write_text(page(found, options.source), encoding="utf-8")
 

@@ -44,11 +44,6 @@ class ModelChoices:
         self._met += [("adamw", choice) for choice in meeting]
         return bool(meeting)
 
-    def others_meet(self, paths: tuple[Path, ...], modules: tuple[Any, ...]) -> bool:
-        """Whether an entry of `others` names the leaf; a rule names none."""
-        names = _joined(paths)
-        return any(_meets(choice, names, modules) for choice in self._others)
-
     def of_others(
         self,
         paths: tuple[Path, ...],

@@ -113,11 +113,10 @@ def _decision(
     leaf: ModelLeaf, stacks: set[Axes], choices: ModelChoices
 ) -> MatrixAxes | None:
     by_choice = choices.sends_to_adamw(leaf.paths, leaf.modules)
-    roles = {flax_role(path) for path in leaf.spoken}
+    roles = _roles(leaf)
     if by_choice or roles - {"vector", None}:
         return None
-    is_named_vector = roles == {"vector"}
-    if is_named_vector and (leaf.declared or leaf.shape is None):
+    if roles == {"vector"} and leaf.declared:
         return None
     if leaf.shape is None:
         raise UndecidedLeafError("no array; keep each array in a variable of its own")
@@ -125,11 +124,21 @@ def _decision(
         return _explained(leaf, leaf.shape, stacks)
     except UndecidedLeafError as reason:
         shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        if is_named_vector and not choices.others_meet(leaf.paths, leaf.modules):
-            return None
         axes = choices.of_others(leaf.paths, shape, leaf.modules, reason)
         _check_stack(axes, leaf, shape.shape, stacks)
         return axes
+
+
+def _roles(leaf: ModelLeaf) -> set[str | None]:
+    """What its names say it is.
+
+    Of a layer that is known, the layer's name tells as well: `lm_head/kernel`. A
+    parameter that no layer explains, such as `head/w`, is only an embedding or a table
+    of positions if its own name says so: all else would be a guess.
+    """
+    if leaf.declared:
+        return {flax_role(path) for path in leaf.spoken}
+    return {flax_role(path[-1:]) for path in leaf.spoken} - {"vector"}
 
 
 def _check_stack(

@@ -39,6 +39,29 @@ def linen_model():
     return module, jax.ShapeDtypeStruct((1, 16), jnp.float32)
 
 
+class Experts(nnx.Module):
+    def __init__(self):
+        self.experts = nnx.Param(jnp.ones((3, 4, 8)))
+
+
+def unexplained_nnx():
+    """Three matrices that no layer made."""
+    return Experts()
+
+
+class LinenExperts(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x @ self.param("experts", nn.initializers.ones, (3, 4, 8))
+
+
+def unexplained_linen():
+    return LinenExperts(), jax.ShapeDtypeStruct((3, 5, 4), jnp.float32)
+
+
+EXPERTS = MatrixAxes(1, 2)
+
+
 def equinox_model():
     """[out, in], and a function among its leaves."""
     conv = eqx.nn.Conv2d(4, 16, 2, use_bias=False, key=jax.random.key(0))

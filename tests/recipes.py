@@ -197,8 +197,23 @@ RECIPES = {
 
 KINDS = {name: recipe for name, recipe in RECIPES.items() if not recipe.preset}
 
-every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-every_kind = pytest.mark.parametrize("recipe", KINDS.values(), ids=KINDS)
+# Those that `make test` runs: for each kind of state, of step and of argument one.
+NARROW = {
+    *("muon", "muon_functions", "muon_adamuon", "monitored", "soap_muon", "scion"),
+    *("like_optax", "scale_by_muon"),
+}
+
+
+def _each(recipes: Mapping[str, Recipe]) -> pytest.MarkDecorator:
+    params = [
+        pytest.param(recipe, id=name, marks=() if name in NARROW else pytest.mark.wide)
+        for name, recipe in recipes.items()
+    ]
+    return pytest.mark.parametrize("recipe", params)
+
+
+every_recipe = _each(RECIPES)
+every_kind = _each(KINDS)
 
 
 class Run(NamedTuple):

@@ -1,12 +1,13 @@
 """Parameters that no layer explains: their stacks, their names and what is no array."""
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from optax_muon import MatrixAxes, axes_from_linen, axes_from_nnx
+from optax_muon import MatrixAxes, axes_from_equinox, axes_from_linen, axes_from_nnx
 
 X = jax.ShapeDtypeStruct((2, 8), jnp.float32)
 
@@ -47,29 +48,64 @@ def test_parameters_that_are_tuples():
     assert found == {"pair": (axes, None)}
 
 
-class LinenScale(nn.Module):
+class LinenRaw(nn.Module):
+    name_of_it: str
+
     @nn.compact
     def __call__(self, x):
-        return x @ self.param("scale_w", nn.initializers.zeros, (8, 4))
+        return x @ self.param(self.name_of_it, nn.initializers.zeros, (8, 4))
 
 
-class NNXScale(nnx.Module):
-    def __init__(self):
-        self.scale_w = nnx.Param(jnp.ones((8, 4)))
+class NNXRaw(nnx.Module):
+    def __init__(self, name):
+        setattr(self, name, nnx.Param(jnp.ones((8, 4))))
 
 
+class EquinoxRaw(eqx.Module):
+    bias: jax.Array
+    head: jax.Array
+    pos: jax.Array
+
+
+@pytest.mark.parametrize("name", ["scale", "scale_w", "kernel_bias", "beta_proj"])
 @pytest.mark.parametrize(
     "of",
     [
-        lambda **options: axes_from_linen(LinenScale(), X, **options),
-        lambda **options: axes_from_nnx(NNXScale(), **options),
+        lambda name, **options: axes_from_linen(LinenRaw(name), X, **options),
+        lambda name, **options: axes_from_nnx(NNXRaw(name), **options),
     ],
     ids=["linen", "nnx"],
 )
-def test_others_win_over_names_of_vectors(of):
-    assert of() == {"scale_w": None}
+def test_names_of_vectors_do_not_explain_matrices(of, name):
+    with pytest.raises(ValueError, match=rf"  {name}  \(8, 4\) .* made by no layer"):
+        of(name)
     axes = MatrixAxes(0, 1)
-    assert of(others={"scale_w": axes}) == {"scale_w": axes}
+    assert of(name, others={name: axes}) == {name: axes}
+    assert of(name, others={name: None}) == {name: None}
+
+
+@pytest.mark.parametrize("around", ["head", "multi_head", "embedder"])
+def test_names_of_modules_around_do_not_explain_parameters(around):
+    model = nnx.Dict(**{around: NNXRaw("w")})
+    with pytest.raises(ValueError, match=f"  {around}/w  "):
+        axes_from_nnx(model)
+    assert axes_from_nnx(model, adamw=around) == {around: {"w": None}}
+
+
+@pytest.mark.parametrize("name", ["pos_embedding", "pos", "patch_embed"])
+def test_names_of_embeddings_do(name):
+    """Tables of positions, as of vision transformers, are parameters of no layer."""
+    assert axes_from_nnx(NNXRaw(name)) == {name: None}
+    assert axes_from_linen(LinenRaw(name), X) == {name: None}
+
+
+def test_fields_of_an_equinox_module():
+    matrix = jnp.ones((4, 4))
+    with pytest.raises(ValueError, match="cannot tell") as error:
+        axes_from_equinox(EquinoxRaw(matrix, matrix, matrix))
+    assert "  bias  (4, 4)" in str(error.value)
+    assert "  head  (4, 4)" in str(error.value)
+    assert "  pos  (4, 4)" not in str(error.value)
 
 
 def test_a_variable_of_none_has_no_leaves():

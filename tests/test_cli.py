@@ -113,13 +113,29 @@ EXPECTED = {
 }
 
 
+CALLS = {
+    "parameters": "optax_muon.muon(learning_rate)\n",
+    **{
+        f"{library}_model": "optax_muon.muon(learning_rate, "
+        f"matrix_axes=optax_muon.axes_from_{library}({arguments}))\n"
+        for library, arguments in [
+            ("equinox", "model"),
+            ("nnx", "model"),
+            ("linen", "module, *inputs"),
+        ]
+    },
+}
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_plan_is_the_librarys(shell, name):
     found = EXPECTED[name]()
     muon = [leaf.matrix for leaf in found.leaves if leaf.optimizer == "muon"]
     assert muon == [(16, 32) if name == "parameters" else (16, 16)]
     source = f"--from={HERE}:{name}"
-    assert shell("plan", source) == f"{found}\n"
+    text, call = shell("plan", source).split("\n\nThe optimizer: ")
+    assert text == str(found)
+    assert call == CALLS[name]
     assert json.loads(shell("plan", source, "--json")) == as_json(found)
 
 
@@ -138,7 +154,9 @@ def test_plan_passes_its_options_on(shell, tmp_path):
         "--tokens=512",
         "--platform=tpu",
     ]
-    assert shell("plan", *arguments, f"--html={file}") == f"{found}\n"
+    text = shell("plan", *arguments, f"--html={file}")
+    call = f"optax_muon.muon(learning_rate, matrix_axes={HERE}.STACKED_AXES)"
+    assert text == f"{found}\n\nThe optimizer: {call}\n"
     assert leaf_table(found.leaves).html() in file.read_text()
     assert json.loads(shell("plan", *arguments, "--json")) == as_json(found)
 
@@ -146,6 +164,14 @@ def test_plan_passes_its_options_on(shell, tmp_path):
 def test_axes_replace_those_of_the_model(shell):
     shown = shell("plan", f"--from={HERE}:nnx_model", f"--axes={HERE}:all_to_adamw")
     assert "muon: 0 leaves" in shown
+
+
+@pytest.mark.parametrize("name", ["unexplained_nnx", "unexplained_linen"])
+@pytest.mark.parametrize("command", ["plan", "bench"])
+def test_axes_for_a_model_that_does_not_tell(shell, name, command):
+    more = ["--rounds=1"] if command == "bench" else []
+    axes = f"--axes={HERE}:EXPERTS"
+    assert "4 x 8" in shell(command, f"--from={HERE}:{name}", axes, *more)
 
 
 def test_modules_come_from_the_current_folder(shell, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ STACKED = Matrices({"layers 0": (3, 4, 8), "fused 0": (4, 4), "fused 1": (4, 8)}
 
 
 def test_matrices_of_a_model_and_of_shapes():
-    model = Model(cli_models.stacked_parameters(), cli_models.STACKED_AXES)
+    model = Model(cli_models.stacked_parameters(), cli_models.STACKED_AXES, "")
     found = _cli_matrices.of_model(model)
     assert sorted(found.shapes.values()) == sorted(STACKED.shapes.values())
     counted = [((4, 8), 2), ((8, 2), 1)]

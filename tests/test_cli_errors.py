@@ -43,6 +43,14 @@ def test_plan_refuses_in_words(refused, source, parts):
     assert len(error.splitlines()) == (4 if source == "undecided" else 1)
 
 
+@pytest.mark.parametrize("name", ["nnx", "linen"])
+def test_what_a_model_does_not_tell_is_told_by_axes(refused, name):
+    error = refused("plan", f"--from={HERE}:unexplained_{name}")
+    assert "  experts  (3, 4, 8) float32" in error
+    assert "--axes MODULE:NAME" in error
+    assert f"axes_from_{name}(" in error.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("argument", "part"),
     [

@@ -12,6 +12,7 @@ from flax.training.train_state import TrainState
 
 import optax_muon
 from tests.recipes import (
+    NARROW,
     RECIPES,
     assert_close,
     assert_identical,
@@ -22,6 +23,7 @@ from tests.recipes import (
     run,
     types,
 )
+from tests.wide import wide_unless
 
 
 def times(factor, tree):
@@ -224,7 +226,12 @@ def test_inject_hyperparams(recipe, jit):
 def with_number(argument):
     """Each recipe that takes a number for `argument`, together with that name."""
     return [
-        pytest.param(recipe, argument, id=f"{name}-{argument}")
+        pytest.param(
+            recipe,
+            argument,
+            id=f"{name}-{argument}",
+            marks=() if name in NARROW else pytest.mark.wide,
+        )
         for name, recipe in RECIPES.items()
         if argument in inspect.signature(recipe.factory).parameters
         and not callable(recipe.arguments.get(argument))
@@ -265,7 +272,12 @@ def test_numpy_arrays(recipe):
     assert_close((updates, state), (plain.updates[1], plain.states[2]))
 
 
-@pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if r.params is model])
+@pytest.mark.parametrize(
+    "name",
+    wide_unless(
+        NARROW.__contains__, [n for n, r in RECIPES.items() if r.params is model]
+    ),
+)
 def test_narrow_gradients_round_no_step(name):
     """Parameters of float32: a step is not rounded to the gradients' bfloat16, 2^-9."""
     recipe = RECIPES[name]

@@ -106,6 +106,19 @@ assert all(jax.numpy.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     assert "2 leaves, 16,640 parameters" in alone(python, block + check, tmp_path)
 
 
+def test_the_tutorial_runs_alone(wheel, tmp_path):
+    """With what its first section installs, in an empty folder."""
+    page = (ROOT / "docs" / "tutorial.md").read_text()
+    assert 'pip install ".[flax]"' in page
+    venv.create(tmp_path / "environment", with_pip=True)
+    python = str(tmp_path / "environment" / "bin" / "python")
+    run(python, "-m", "pip", "install", "--quiet", f"{wheel}[flax]")
+    file = tmp_path / "tutorial.py"
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.M | re.S)
+    file.write_text("\n".join(blocks))
+    assert "mean squared error: " in run(python, "-I", str(file), cwd=tmp_path)
+
+
 def test_what_reads_flax_models_works_without_flax(python, tmp_path):
     """Trees that carry no names of axes are an error, which says what would."""
     code = """

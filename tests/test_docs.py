@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import optax_muon
 import optax_muon.plot
+from optax_muon._cli import main
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -36,6 +38,23 @@ def test_code_runs_in_order(page, monkeypatch, tmp_path):
         # Errors show the line of the page.
         source = "\n" * line_of(page, block) + block
         exec(compile(source, str(page), "exec"), namespace)
+
+
+def test_commands_of_the_shell_run(monkeypatch, tmp_path, capsys):
+    """Those of the guide, in a folder with its model; what is timed is made small."""
+    page = DOCS / "guides" / "shell.md"
+    (tmp_path / "my_model.py").write_text(blocks(page)[0])
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^python -m optax_muon (.*)$", page.read_text(), flags=re.M)
+    assert len(commands) == 10
+    for command in commands:
+        argv = shlex.split(command.split(" > ")[0].replace("1024x4096", "16x64"))
+        more = ["--rounds=1"] if argv[0] == "bench" else []
+        assert main([*argv, *more]) == 0, capsys.readouterr().err
+        assert capsys.readouterr().out
+    written = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
+    assert written == {"my_model.py", "plan.html", "speed.json", "maps.svg"}
+    del sys.modules["my_model"]
 
 
 def test_code_blocks_are_of_a_known_language():

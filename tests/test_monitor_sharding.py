@@ -52,7 +52,9 @@ def expected(trees):
     return jax.jit(lambda *trees: two_steps(watched(None), *trees))(*trees)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.wide)]
+)
 def test_on_a_mesh(kind, trees, expected):
     mesh = mesh_of(MESH, kind)
     shardings = {key: NamedSharding(mesh, spec) for key, spec in SPECS.items()}

@@ -1,7 +1,6 @@
 """The README tells the truth: its code runs, its tables and its tree are complete."""
 
 import ast
-import inspect
 import json
 import re
 from pathlib import Path
@@ -67,13 +66,6 @@ EFFECTS = {
 
 def test_there_are_recipes():
     assert len(RECIPES) >= 7
-
-
-def test_migration_names_every_argument_of_optax():
-    table = section("Coming from `optax.contrib.muon`")
-    left = " ".join(re.findall(r"^\|(.*?)\|", table, flags=re.M))
-    arguments = set(inspect.signature(optax.contrib.muon).parameters)
-    assert arguments == set(re.findall(r"`(\w+)`", left))
 
 
 def test_table_of_leaves():

@@ -16,6 +16,7 @@ from optax_muon import (
     scale_by_muon,
 )
 from tests.layouts import CASES, axes_of, mesh_of, on_mesh
+from tests.wide import wide_unless
 
 pytestmark = pytest.mark.usefixtures("benchmark_modules")
 KELLER = NewtonSchulz("keller_jordan")
@@ -42,7 +43,9 @@ def unsharded(tx, case):
     return tx.update(second, state)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.wide)]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_collectives_values_and_shardings(name, kind, capfd):
     import hlo
@@ -150,7 +153,7 @@ def test_orthogonalize_alone(spec, kind):
         orthogonalize(x[:3], sharding=NamedSharding(mesh, P("x")))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", wide_unless(lambda name: "mixed" in name, CASES))
 def test_a_users_function_sees_matrices_as_they_are(name):
     """Rows and columns in their order, wherever shards come from: exactly."""
 

@@ -23,6 +23,7 @@ from optax_muon import (
 )
 from optax_muon._mesh_axes import described
 from tests.layouts import CASES, axes_of, mesh_of, on_mesh
+from tests.wide import wide_unless
 
 KELLER = NewtonSchulz("keller_jordan")
 
@@ -44,7 +45,10 @@ UNCHECKED = ("copies", "replicated", "experts and rows")
 
 @pytest.mark.parametrize(
     ("name", "check_vma"),
-    [*((name, True) for name in CASES), *((name, False) for name in UNCHECKED)],
+    wide_unless(
+        lambda case: case[0] in UNCHECKED or "mixed" in case[0],
+        [*((name, True) for name in CASES), *((name, False) for name in UNCHECKED)],
+    ),
 )
 def test_over_all_axes(name, check_vma):
     case = CASES[name]

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 import optax_muon
 from optax_muon import MatrixAxes, NewtonSchulz, NormBall
 from tests.layouts import mesh_of
+from tests.wide import wide_unless
 
 LEAVES = {
     "up": ((16, 48), P("fsdp", "tensor"), MatrixAxes(0, 1)),
@@ -108,7 +109,10 @@ def test_states_lie_as_parameters_do(name):
         assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), key
 
 
-@pytest.mark.parametrize("name", PARTS)
+MESHED = {"equilibrate", "normalize_neurons", "normalize_entries", "step_on_hyperball"}
+
+
+@pytest.mark.parametrize("name", wide_unless(MESHED.__contains__, PARTS))
 def test_on_every_kind_of_mesh(name):
     make, trees = PARTS[name], [draw(seed) for seed in range(3)]
     expected = two_steps(make({"matrix_axes": AXES, "sharding": None}), *trees)

@@ -4,11 +4,13 @@ import csv
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 
 import optax_muon
 
-HEADER = ("step", "leaf", "metric", "value")
+# `matrix` numbers those of one leaf, such as stacked layers; of a single one it is "".
+HEADER = ("step", "leaf", "matrix", "metric", "value")
 
 
 class Diagnostics:
@@ -46,4 +48,6 @@ class Diagnostics:
             writer = csv.writer(file)
             for key, value in records.items():
                 leaf, metric = key.rsplit("/", 1)
-                writer.writerow((step, leaf, metric, f"{float(value):.6g}"))
+                for index, number in np.ndenumerate(value):
+                    matrix = "/".join(map(str, index))
+                    writer.writerow((step, leaf, matrix, metric, f"{number:.6g}"))
