@@ -22,6 +22,7 @@ from verdicts import (
 
 DEFAULT = field.DEFAULT.name
 OPEN = "°"
+PARTS = ("lengths", "momenta", "switching", "times", "transfer")  # beside the table
 SHOWN = 3  # of the best, in the excerpt
 HEAD = (
     "optimizer",
@@ -51,7 +52,8 @@ chance; and what choosing settings by few seeds adds is not in the intervals.
 - Steps to a loss are read off the curve of a full run, whose rate has not come down \
 by then: the median over seeds, linear between evaluations every {CHUNK} steps.
 - Adam trains all but the matrices, with the same decay rates and without weight \
-decay, for every contestant but `{ADAMW.name}`, `{SPLIT.name}` and `scion`.
+decay, for every contestant but `{ADAMW.name}`, `{SPLIT.name}` and `scion`; \
+`{CONTRIB.name}` gives it NAdam.
 - `like_optax` is not among them: it moves a model as `{CONTRIB.name}` does, which a \
 test holds it to."""
 
@@ -90,10 +92,43 @@ def excerpt(document: dict) -> str:
     return grid(HEAD[:-1], rows)
 
 
+def across(document: dict) -> str:
+    """Losses less the default's, of those that ran on every task, a column a task."""
+    tasks = document["results"].get("tasks", {})
+    shown = [
+        name
+        for name in ranking(document, conditions.FIRST, names(document))
+        if name != DEFAULT and all(finals(document, task, name) for task in tasks)
+    ]
+    head = ("optimizer", *(config["about"] for config in tasks.values()))
+    cells = {
+        name: [difference(document, task, name, DEFAULT) for task in tasks]
+        for name in shown
+    }
+    rows = [
+        [
+            f"`{name}`",
+            *(f"{one.mean:+.3f} ± {one.margin:.3f}" if one else "" for one in row),
+        ]
+        for name, row in cells.items()
+    ]
+    return grid(head, rows)
+
+
 def effect(document: dict, name: str) -> str:
     """What a contestant changes on the first task, in a cell of the README."""
     found = difference(document, conditions.FIRST, name, DEFAULT)
     return f"{found.verdict}: {found.mean:+.3f} ± {found.margin:.3f}" if found else ""
+
+
+def effects(document: dict) -> str:
+    """What each contestant is, and changes on the first task."""
+    listed = document["results"].get("contestants", {})
+    ranked = ranking(document, conditions.FIRST, listed)
+    rows = [
+        (f"`{name}`", listed[name]["about"], effect(document, name)) for name in ranked
+    ]
+    return grid(("name", "what it is", f"tuned, less tuned `{DEFAULT}`'s"), rows)
 
 
 def line(document: dict, task: str, name: str) -> list[str]:
@@ -136,8 +171,8 @@ def who(document: dict) -> str:
 def cautions(document: dict) -> list[str]:
     """What a reader must know besides."""
     results = document["results"]
-    parts = ("tune", "confirm", "seeds", "lengths", "switching", "transfer")
-    rows = [row for part in parts for row in results.get(part, {}).values()]
+    runs_of = ("tune", "confirm", "seeds", *(part for part in PARTS if part != "times"))
+    rows = [row for part in runs_of for row in results.get(part, {}).values()]
     states = {row["source"] for row in rows}
     notes = []
     if len(states) > 1:
@@ -155,4 +190,7 @@ def cautions(document: dict) -> list[str]:
     ]
     if waiting:
         notes.append(f"Not all runs yet: {', '.join(waiting)}.")
+    missing = [part for part in PARTS if not results.get(part)]
+    if missing:
+        notes.append(f"Not run yet: {', '.join(missing)}.")
     return notes

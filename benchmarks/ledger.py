@@ -43,6 +43,10 @@ def environment() -> dict:
     }
 
 
+# Parts that one contestant alone runs.
+UNNAMED = {"momenta": "muon", "switching": "muon"}
+
+
 class Ledger(Store):
     """Rows by part and by names joined with a slash: task, contestant, number."""
 
@@ -83,7 +87,8 @@ class Ledger(Store):
     def forget(self, name: str) -> int:
         """Drop a task or contestant with all its rows; how many these were.
 
-        Step times go with any contestant: all were measured in turn.
+        Step times go with any contestant: all were measured in turn. Rows of the
+        default recipe alone do not name it (`UNNAMED`).
         """
         with self._alone():
             self.document = load(self._path)
@@ -102,6 +107,7 @@ class Ledger(Store):
                 for case in rows
                 if name in case.split("/")
                 or (part == "times" and name in parts["contestants"])
+                or UNNAMED.get(part) == name
             ]
             for part, case in dropped:
                 del parts[part][case]

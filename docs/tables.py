@@ -32,10 +32,18 @@ def _convergence() -> str:
     return (RESULTS / "convergence.md").read_text()
 
 
+def _effects() -> str:
+    import convergence_table
+
+    results = json.loads((RESULTS / "convergence.json").read_text())
+    return convergence_table.effects(results)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "speed": _speed,
     "programs": _programs,
     "convergence": _convergence,
+    "effects": _effects,
 }
 
 

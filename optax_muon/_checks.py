@@ -95,11 +95,14 @@ def check_compiled_in(argument: str, value: Any, fits: bool, wanted: str) -> Non
 
     Arrays never are: `optax.inject_hyperparams` traces all numbers it is not told of.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits:
+    is_array = isinstance(value, (jax.Array, np.ndarray))
+    if is_array:
         raise ValueError(
             f"{argument}={value!r} must be {wanted}: it is compiled in. Name it in "
             "static_args of optax.inject_hyperparams, which makes arrays of numbers."
         )
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits:
+        raise ValueError(f"{argument}={value!r} must be {wanted}.")
 
 
 def check_positive_int(argument: str, value: Any) -> None:

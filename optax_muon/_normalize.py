@@ -107,6 +107,7 @@ def normalize_entries(
     >>> from optax_muon import muon, snap_frobenius
     >>> adamuon = muon(
     ...     6e-4,
+    ...     momentum=0.95,
     ...     momentum_form="heavy_ball",
     ...     nesterov=False,
     ...     preconditioner=optax.scale_by_sign(),

@@ -72,7 +72,7 @@ def moonlight(**arguments: Any) -> optax.GradientTransformationExtraArgs:
     adam_eps=1e-10,
 )
 def normuon(
-    *, beta2: float = 0.95, **arguments: Any
+    *, beta2: _checks.Scalar = 0.95, **arguments: Any
 ) -> optax.GradientTransformationExtraArgs:
     """NorMuon: Muon with neuron-wise second moments (arXiv 2510.05491).
 

@@ -77,7 +77,7 @@ def speedrun(
     orthogonalizer: OrthogonalizerLike,
     *,
     total_steps: int | None = None,
-    beta2: float = 0.9,
+    beta2: _checks.Scalar = 0.9,
     **momentum: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of modded-nanogpt's track 1, as of its record of 2026-04-09.
@@ -154,7 +154,7 @@ def soap_muon(
     on nanoGPT (github.com/nikhilvyas/SOAP_MUON, v2), beta2 that of their v1. Left out
     are v2's square root of the entries' size, and its rate of 0.4 for embeddings: AdamW
     has the head's. Every matrix steps by sqrt(min(in, out)) sqrt(max(1, out / in)) in
-    Frobenius norm.
+    Frobenius norm. The state holds a `SoapState`, and no `MuonState` for `find_state`.
 
     Args:
       beta2, frequency, one_sided: as in `scale_by_soap`, which `momentum`, `nesterov`

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from optax_muon import _checks
 from optax_muon._matrix_axes import Path, UndecidedLeafError, path_names
 from optax_muon._qk_leaves import Parts, QKLeaf
 
@@ -97,6 +98,9 @@ def mla_qk_leaves(*, content: int, rotary: int, value: int) -> QKRule:
     Returns:
       A rule, for `qk_clip(rule=...)` or as `inner` of `stacked`.
 
+    Raises:
+      ValueError: a size that is no positive int.
+
     >>> import jax
     >>> rule = mla_qk_leaves(content=128, rotary=64, value=128)
     >>> kernel = jax.ShapeDtypeStruct((512, 16 * 256), "float32")
@@ -105,14 +109,15 @@ def mla_qk_leaves(*, content: int, rotary: int, value: int) -> QKRule:
     >>> found["self_attn"]["kv_b_proj"]["kernel"].parts
     (('key', 128), (None, 128))
     """
+    sizes = {"content": content, "rotary": rotary, "value": value}
+    for argument, size in sizes.items():
+        _checks.check_positive_int(argument, size)
     tables: list[tuple[set[str], Parts]] = [
         (_QUERY_UP, (("query", content), ("rotary_query", rotary))),
         (_KEY_VALUE_UP, (("key", content), (None, value))),
         (_KEY_UP, (("key", content),)),
     ]
     parts_of = {name: parts for names, parts in tables for name in names}
-    for parts in parts_of.values():
-        QKLeaf("", parts)  # refuses sizes that are none
 
     def rule(path: Path, leaf: Any) -> QKLeaf | None:
         attention, projection, parameter = _named(path)

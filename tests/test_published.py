@@ -82,7 +82,15 @@ class TestPublished:
     @pytest.mark.parametrize(
         ("name", "values"),
         [
+            ("muon", {"momentum": 0.9, "momentum_form": "ema", "scale": "adam_rms"}),
             ("keller_jordan", {"learning_rate": 0.02, "weight_decay": 0.0}),
+            *(
+                (name, {"momentum": 0.95})
+                for name in (
+                    *("keller_jordan", "moonlight", "normuon", "deepseek_v4"),
+                    *("muon_clip", "soap_muon"),
+                )
+            ),
             ("moonlight", {"learning_rate": 4.2e-4, "weight_decay": 0.1}),
             ("normuon", {"learning_rate": 0.02, "weight_decay": 0.0, "beta2": 0.95}),
             ("deepseek_v4", {"learning_rate": 2.7e-4, "weight_decay": 0.1}),
@@ -111,6 +119,13 @@ class TestPublished:
         parameters = inspect.signature(getattr(optax_muon, name)).parameters
         orthogonalizer = parameters["orthogonalizer"].default
         assert orthogonalizer.rows == optax_muon.NewtonSchulz(table).rows
+
+    def test_soap_muons_polynomials(self):
+        """Its authors' code takes ten of Jordan's steps, then two cubic ones."""
+        parameters = inspect.signature(optax_muon.soap_muon).parameters
+        jordan, *_ = optax_muon.NewtonSchulz("keller_jordan").rows
+        expected = (jordan,) * 10 + ((1.5, -0.5, 0.0),) * 2
+        assert parameters["orthogonalizer"].default.rows == expected
 
     def test_muon_clip_is_moonlight_clipped(self):
         """The step, decay and all; then the head whose logits exceed tau."""

@@ -226,6 +226,28 @@ class TestTraining:
 
         return jax.lax.scan(step, (params, tx.init(params)), length=steps)[1]
 
+    def test_clipped_weights_have_logits_of_tau_at_most(self, rng):
+        """Clipped by their own largest logits, not by those of the step before."""
+        x, _ = self.data(rng)
+        attention = nnx.MultiHeadAttention(
+            2,
+            x.shape[-1],
+            decode=False,
+            attention_fn=sowing_dot_product_attention,
+            rngs=nnx.Rngs(0),
+        )
+        graph, params = nnx.split(attention, nnx.Param)
+
+        def logits(params):
+            forward = nnx.capture(nnx.merge(graph, params), nnx.Intermediate)
+            return forward(x, sow_weights=True)[1]
+
+        before = logits(params)
+        tau = float(before["max_logits"][...].min()) / 2  # below both heads' largest
+        clipped = clip_qk(params, before, tau=tau)
+        after = np.asarray(logits(clipped)["max_logits"][...])
+        np.testing.assert_allclose(after, tau, rtol=1e-5)  # float32
+
     def test_without_clipping_logits_explode(self, rng):
         largest, _ = self.train(rng, clip=False)
         assert largest.max() > 10 * TAU

@@ -186,7 +186,7 @@ class TestRules:
     def test_mla_sizes(self, size):
         sizes = {"content": CONTENT, "rotary": ROTARY, "value": VALUE}
         for name in sizes:
-            with pytest.raises(ValueError, match="sizes of at least 1"):
+            with pytest.raises(ValueError, match=rf"^{name}=.* must be a positive int"):
                 mla_qk_leaves(**(sizes | {name: size}))
 
     @pytest.mark.parametrize(

@@ -53,7 +53,6 @@ EFFECTS = {
     "scion": "scion(",
     "soap_muon": "soap_muon(",
     "speedrun": "speedrun(",
-    "optax_contrib": "like_optax(",
     "muoneq": "muon(lr, preconditioner=equilibrate()",
     "normalize_neurons": "muon(lr, normalizer=normalize_neurons()",
     "snap_frobenius": "muon(lr, normalizer=snap_frobenius()",
@@ -132,6 +131,7 @@ def test_effects_are_those_of_the_committed_comparison():
     document = json.loads(results.read_text())
     text = section("Recipes")
     assert f"\n\n{convergence_table.excerpt(document)}\n\n" in text
+    assert f"\n\n{convergence_table.across(document)}\n\n" in text
     assert f"\n\n{part_tables.lasting(document)}\n\n" in text
     rows = re.findall(r"^\|[^|]*\|([^|]*)\| `(.*)` \|$", text, flags=re.M)
     for name in convergence_table.names(document):
@@ -141,7 +141,7 @@ def test_effects_are_those_of_the_committed_comparison():
     # Whatever is compared has its line, but for rivals, those told of beside the
     # tables, and a variant that is a matter of axes.
     elsewhere = {"muon", "muon_clip", "heads_apart", "optax_contrib_95"}
-    elsewhere |= {"adamw", "adamw_split"}
+    elsewhere |= {"adamw", "adamw_split", "optax_contrib"}
     assert set(convergence_table.names(document)) - elsewhere == set(EFFECTS)
 
 

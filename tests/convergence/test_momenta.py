@@ -29,6 +29,12 @@ def test_every_length_momentum_and_rate_on_tuning_seeds(tmp_path, monkeypatch):
     runs.clear()
     momenta.measure(small_task("gpt"), book, forever)
     assert runs == []
+    stale = book.row("momenta", "gpt/150/0.8/0.032/100") | {"settings": {}}
+    book.put("momenta", "gpt/150/0.8/0.032/100", stale)
+    assert momenta.best(book.document, "gpt", 150, 0.8) is None
+    momenta.measure(small_task("gpt"), book, forever)
+    assert len(runs) == 1
+    assert momenta.best(book.document, "gpt", 150, 0.8) is not None
     # The rate of 0.064 is the better one, 0 and not 1; seeds add their thousandth.
     name = sum(map(ord, "muon")) / 1e8
     assert momenta.best(book.document, "gpt", 300, 0.9) == pytest.approx(
@@ -38,10 +44,15 @@ def test_every_length_momentum_and_rate_on_tuning_seeds(tmp_path, monkeypatch):
 
 def test_the_table():
     import convergence_table
+    import momenta
 
     results = document()
     results["results"]["momenta"] = {
-        f"gpt/600/0.9/{rate}/{seed}": {"source": "1", "validation_loss": loss}
+        f"gpt/600/0.9/{rate}/{seed}": {
+            "source": "1",
+            "settings": momenta.settings_of(0.9, rate),
+            "validation_loss": loss,
+        }
         for rate, seed, loss in (
             (0.032, 100, 1.4),
             (0.032, 101, 1.5),

@@ -205,6 +205,18 @@ def test_rows_of_other_conditions_are_refused(task, tmp_path, monkeypatch):
     ledger.Ledger(path)
 
 
+def test_rows_of_the_default_alone_go_with_it(tmp_path):
+    import ledger
+
+    book = ledger.Ledger(tmp_path / "rows.json")
+    for name in ("muon", "a"):
+        book.define("contestants", name, {})
+    for part in ("momenta", "switching"):
+        book.put(part, "gpt/150/100", {})
+    assert book.forget("a") == 1
+    assert book.forget("muon") == 3
+
+
 def test_two_processes_add_to_one_file(tmp_path):
     import ledger
 

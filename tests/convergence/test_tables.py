@@ -93,6 +93,7 @@ def test_the_table_says_what_the_rows_say():
     assert cells["adamw"][3:5] == ["never", "300"]
     assert cells["same"][-1] == "others 2"  # nobody's whom the field knows
     assert "`rollfast` is missing: not installed." in text
+    assert "Not run yet: lengths, momenta, switching, transfer." in text
     assert "- `good`: is it" in text
     assert "Not all runs yet: new." in text
     assert "states of" not in text
@@ -102,6 +103,27 @@ def test_the_table_says_what_the_rows_say():
         ("muon", ["1.23", *("137", "126")]),
     ]
     assert "on 2 processors of a Z80" in text
+
+
+def test_across_tasks_are_those_that_ran_on_all():
+    import convergence_table
+
+    results = document()
+    for name in ("muon", "good", "adamw"):
+        for seed in range(5):
+            run = results["results"]["seeds"][f"gpt/{name}/{seed}"]
+            loss = run["validation_loss"] * (2 if name == "good" else 1)
+            later = run | {"validation_loss": loss}
+            results["results"]["seeds"][f"later/{name}/{seed}"] = later
+        won_later = won(name, SETTINGS.get(name, {}), task="later")
+        for part in ("tune", "confirm"):
+            results["results"][part] |= won_later[part]
+    found = rows(convergence_table.across(results))
+    # Twice good's losses less muon's: 1.40, 1.41, 1.44, 1.43, 1.42.
+    assert found == [
+        ("good", ["-0.100 ± 0.009", "+1.420 ± 0.020"]),
+        ("adamw", ["+0.180 ± 0.020", "+0.180 ± 0.020"]),
+    ]
 
 
 def test_crossings_are_between_evaluations():
