@@ -5,13 +5,12 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 
 from optax_muon._alike import check_alike
-from optax_muon._casts import at_least_float32
 from optax_muon._eigenbasis import Statistics
 from optax_muon._matrix_axes import MatrixView
 from optax_muon._serialization import register_state
+from optax_muon._whole import whole_zeros
 
 Shapes = dict[str, tuple[int, ...]]
 """Of a leaf's `Statistics`, by their names; () for what is not kept."""
@@ -60,12 +59,8 @@ def shapes_of(view: MatrixView, max_dim: int, one_sided: bool) -> Shapes:
 
 
 def zeros(leaf: Any, shapes: Shapes) -> Statistics:
-    """Those of a leaf at first, whole on each device that it is on."""
-    zero = jnp.zeros_like(leaf, dtype=at_least_float32(jnp.result_type(leaf))).sum()
-    # Copies, since one buffer for several scalars could not be donated.
-    return Statistics(
-        **{k: jnp.broadcast_to(zero, s).copy() for k, s in shapes.items()}
-    )
+    """Those of a leaf at first."""
+    return Statistics(**{k: whole_zeros(leaf, s) for k, s in shapes.items()})
 
 
 def as_trees(treedef: Any, statistics: Sequence[Statistics]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 
+from optax_muon._casts import at_least_float32
 from optax_muon._layout import Layout
 from optax_muon._matrix_axes import MatrixView, path_name
 from optax_muon._placement import PlacedView, axes_of, placed_views
@@ -54,6 +55,13 @@ def _entered_cuts(view: PlacedView, layout: Layout) -> list[str]:
     """The mesh axes, entered by a user, that cut the matrices themselves."""
     sides = axes_of(view.placement.rows) + axes_of(view.placement.columns)
     return [str(name) for name, _ in sides if name not in layout.enter]
+
+
+def whole_zeros(leaf: Any, shape: tuple[int, ...]) -> jax.Array:
+    """At least float32, whole on each device that the leaf is on."""
+    zero = jnp.zeros_like(leaf, dtype=at_least_float32(jnp.result_type(leaf))).sum()
+    # A copy, since one buffer for several scalars could not be donated.
+    return jnp.broadcast_to(zero, shape).copy()
 
 
 def on_automatic_axes(
