@@ -93,6 +93,15 @@ def _dion2_chain(learning_rate, decay=0.95):
     )
 
 
+def _dual_norm(learning_rate, momentum=0.95):
+    matrices = optax.chain(
+        optax_muon.accumulate_momentum(momentum),
+        optax_muon.scale_by_dual_norm(optax_muon.orthogonalize_updates()),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    return optax_muon.route(matrices, optax.adamw(learning_rate))
+
+
 def _monitored(learning_rate, momentum=0.95):
     return optax_muon.monitor(
         optax_muon.muon(learning_rate, momentum=momentum), every=2
@@ -162,6 +171,11 @@ RECIPES = {
             "weight_decay_form": "independent",
         },
     ),
+    "muon_equilibrated": Recipe(
+        optax_muon.muon,
+        {"learning_rate": 1e-2, "preconditioner": optax_muon.equilibrate()},
+    ),
+    "dual_norm": Recipe(_dual_norm, {"learning_rate": 1e-2}),
     "muon_hyperball": Recipe(optax_muon.muon_hyperball, {"learning_rate": 1e-2}),
     # The last of three steps sees a basis that QR has followed.
     "soap_muon": Recipe(
