@@ -56,8 +56,8 @@ def _check(counts: dict[str, Any]) -> None:
     ]
     if wrong:
         raise ValueError(
-            f"{'; '.join(wrong)}: must be a positive number, of the tokens (or other "
-            "examples) of one step, or a rule (path, leaf) -> such a number."
+            f"{'; '.join(wrong)}: must be a positive int or float, of the tokens (or "
+            "other examples) of one step, or a rule (path, leaf) -> such a number."
         )
 
 
