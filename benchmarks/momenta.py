@@ -1,7 +1,7 @@
 """Which momentum should `muon` have by default? On runs of several lengths.
 
 The default is chosen by these, so they use tuning seeds: none that is reported. Of each
-momentum the better of two rates counts.
+momentum the best of three rates counts.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from tuning import say
 LENGTHS = (150, 300, 600, 1200)  # steps, each with a schedule of its own
 MOMENTA = (0.8, 0.85, 0.9, 0.95)
 BEST = RATES.index(START["learning_rate"])
-TRIED = RATES[BEST : BEST + 2]
+TRIED = RATES[BEST - 1 : BEST + 2]
 MOMENTA_SEEDS = (TUNING_SEED, *CONFIRMING_SEEDS)[:2]
 
 
@@ -54,7 +54,7 @@ def of_length(task: Task, steps: int) -> Task:
 
 
 def best(document: dict, task: str, steps: int, momentum: float) -> float | None:
-    """The mean loss of its better rate; None unless all of its runs are there."""
+    """The mean loss of its best rate; None unless all of its runs are there."""
     rows, means = document["results"].get("momenta", {}), []
     for rate in TRIED:
         cases = [key(task, steps, momentum, rate, seed) for seed in MOMENTA_SEEDS]

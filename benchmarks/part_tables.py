@@ -69,8 +69,8 @@ def lasting(document: dict) -> str | None:
     return (
         f"**`{DEFAULT}`'s momentum** in runs of several lengths, each with the whole "
         f"schedule: final loss, the mean of tuning seeds "
-        f"{' and '.join(map(str, momenta.MOMENTA_SEEDS))}, at the better of the rates "
-        f"{' and '.join(f'{rate:g}' for rate in momenta.TRIED)}\n\n"
+        f"{' and '.join(map(str, momenta.MOMENTA_SEEDS))}, at the best of the rates "
+        f"{', '.join(f'{rate:g}' for rate in momenta.TRIED)}\n\n"
     ) + grid(("momentum", *(f"{n} steps" for n in momenta.LENGTHS)), rows)
 
 
