@@ -244,15 +244,29 @@ WORST_SMALL = {
 }
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(
+ANYTHING = given(
     case=st.sampled_from(CASES),
     batch=st.lists(st.integers(1, 3), max_size=2).map(tuple),
     shape=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     dtype=st.sampled_from(spectra.DTYPES),
     seed=st.integers(0, 2**16),
 )
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@ANYTHING
 def test_any_shape_and_dtype(case, batch, shape, dtype, seed):
+    check_anything(case, batch, shape, dtype, seed)
+
+
+@pytest.mark.wide
+@settings(max_examples=50, deadline=None, derandomize=True)
+@ANYTHING
+def test_fifty_shapes_and_dtypes(case, batch, shape, dtype, seed):
+    check_anything(case, batch, shape, dtype, seed)
+
+
+def check_anything(case, batch, shape, dtype, seed):
     name, method, inside = case
     x = jnp.asarray(np.random.default_rng(seed).normal(size=(*batch, *shape)), dtype)
     ns = NewtonSchulz(name, method=method, dtype=inside)
