@@ -41,6 +41,12 @@ def model(dtype: Any = jnp.float32) -> dict[str, Any]:
     }
 
 
+def attention(dtype: Any = jnp.float32) -> dict[str, Any]:
+    """A model, and the queries and keys [d, heads, head_dim] of two heads."""
+    query, key = ({"kernel": _normal(k, (4, 2, 3), dtype)} for k in (5, 6))
+    return {**model(dtype), "attention": {"query": query, "key": key}}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recipe:
     """One optimizer of the contract tests.
@@ -106,6 +112,18 @@ def _monitored(learning_rate, momentum=0.95):
     return optax_muon.monitor(
         optax_muon.muon(learning_rate, momentum=momentum), every=2
     )
+
+
+def _clipped(learning_rate, momentum=0.95, tau=100.0):
+    """`muon_clip` with the logits that a training step would pass: its second head's
+    are above tau."""
+    clip = optax_muon.muon_clip(learning_rate, momentum=momentum, tau=tau)
+
+    def update(updates, state, params, **extra_args):
+        logits = {"attention": jnp.array([20.0, 200.0])}
+        return clip.update(updates, state, params, max_logits=logits, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(clip.init, update)
 
 
 RECIPES = {
@@ -177,6 +195,11 @@ RECIPES = {
     ),
     "dual_norm": Recipe(_dual_norm, {"learning_rate": 1e-2}),
     "muon_hyperball": Recipe(optax_muon.muon_hyperball, {"learning_rate": 1e-2}),
+    "muon_clip": Recipe(
+        _clipped,
+        {"learning_rate": 1e-2, "tau": optax.linear_schedule(100.0, 50.0, 4)},
+        attention,
+    ),
     # The last of three steps sees a basis that QR has followed.
     "soap_muon": Recipe(
         optax_muon.soap_muon,

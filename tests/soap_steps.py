@@ -19,21 +19,23 @@ def run(tx, gradients):
     return updates, states
 
 
-def directions(gradients, nesterov=True):
+def directions(gradients, nesterov=True, mu=MU):
     """U of each step."""
     m = 0
     for g in gradients:
-        m = MU * m + (1 - MU) * g
-        yield MU * m + (1 - MU) * g if nesterov else m
+        m = mu * m + (1 - mu) * g
+        yield mu * m + (1 - mu) * g if nesterov else m
 
 
-def reference(gradients, bases, frequency, nesterov=True):
+def reference(gradients, bases, frequency, nesterov=True, own=OWN):
     """The update of each step, for one matrix.
 
     Args:
       bases: eigenvectors of the first L and R, whose signs and, where eigenvalues are
         equal, choice are anyone's; None for the identity.
+      own: the numbers, by their names as arguments.
     """
+    mu, beta2, beta, eps = (own[name] for name in OWN)
 
     def followed(statistic, q):
         if q is None:
@@ -42,17 +44,17 @@ def reference(gradients, bases, frequency, nesterov=True):
         return np.linalg.qr(statistic @ q[:, order])[0], order
 
     v = left = right = 0
-    looked_ahead = directions(gradients, nesterov)
+    looked_ahead = directions(gradients, nesterov, mu)
     for t, (g, u) in enumerate(zip(gradients, looked_ahead, strict=True)):
         if t == 0:
             p, (ql, qr) = u, bases
         else:
             il = np.eye(len(g)) if ql is None else ql
             ir = np.eye(len(g.T)) if qr is None else qr
-            v = BETA2 * v + (1 - BETA2) * (il.T @ g @ ir) ** 2
-            p = il @ ((il.T @ u @ ir) / (np.sqrt(v) + EPS)) @ ir.T
+            v = beta2 * v + (1 - beta2) * (il.T @ g @ ir) ** 2
+            p = il @ ((il.T @ u @ ir) / (np.sqrt(v) + eps)) @ ir.T
         left, right = (
-            BETA * old + (1 - BETA) * x @ x.T for old, x in ((left, g), (right, g.T))
+            beta * old + (1 - beta) * x @ x.T for old, x in ((left, g), (right, g.T))
         )
         if t > 0 and t % frequency == 0:
             ql, rows = followed(left, ql)

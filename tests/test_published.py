@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import optax_muon
-from tests import references
+from tests import references, soap_steps
 from tests.followed import (
     ATOL,
     AXES,
@@ -146,6 +146,30 @@ class TestPublished:
             expected[:, 1] *= np.sqrt(50 / 200)
             clipped = leaf["kernel"] + found[name]["kernel"]
             np.testing.assert_allclose(clipped, expected, rtol=0, atol=1e-12)
+
+    def test_soap_muon(self):
+        """Eigenbasis of the shorter side, polynomials, one norm, and the shape."""
+        given = inspect.signature(optax_muon.scale_by_soap).parameters
+        own = {"momentum": 0.95, "beta2": 0.98, "statistics_beta": 0.98}
+        own["eps"] = given["eps"].default
+        rows = inspect.signature(optax_muon.soap_muon).parameters["orthogonalizer"]
+
+        def published(w, gradients):
+            fan_in, fan_out = w.shape
+            side = 0 if fan_in <= fan_out else 1
+            first = gradients[0] @ gradients[0].T, gradients[0].T @ gradients[0]
+            bases = [None, None]
+            bases[side] = np.linalg.eigh(first[side])[1][:, ::-1]
+            norm = np.sqrt(min(w.shape) * max(1, fan_out / fan_in))
+            for p in soap_steps.reference(gradients, bases, 3, own=own):
+                o = references.chain(p, rows.default.rows)
+                w = w - 0.02 * norm * o / np.linalg.norm(o)
+            return w
+
+        separate = {name: LEAVES[name] for name in SEPARATE}
+        axes = {name: axes for name, (_, axes) in separate.items()}
+        tx = optax_muon.soap_muon(frequency=3, matrix_axes=axes)
+        assert_follows(tx, published, separate, atol=1e-6)
 
     def test_soap_muon_steps_by_one_norm(self):
         """Whatever the preconditioner does: sqrt(min) sqrt(max(1, out / in))."""
