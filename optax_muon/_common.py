@@ -57,23 +57,16 @@ class Common:
             example = "optax_muon.equilibrate()"
             _checks.check_part("preconditioner", self.preconditioner, example)
 
-    @property
-    def where(self) -> dict[str, Any]:
-        """What parts are told of matrices."""
-        return {"matrix_axes": self.matrix_axes, "sharding": self.sharding}
-
     def directions(
         self, orthogonalizer: OrthogonalizerLike, **momentum: Any
     ) -> optax.GradientTransformation:
         """Momentum and polar factors: one program, if nothing comes in between."""
         if self.preconditioner is None:
-            return scale_by_muon(
-                orthogonalizer=orthogonalizer, scale=None, **self.where, **momentum
-            )
+            return scale_by_muon(orthogonalizer=orthogonalizer, scale=None, **momentum)
         return optax.chain(
-            accumulate_momentum(sharding=self.sharding, **momentum),
+            accumulate_momentum(**momentum),
             self.preconditioner,
-            orthogonalize_updates(orthogonalizer, **self.where),
+            orthogonalize_updates(orthogonalizer),
         )
 
     def normalize(self) -> optax.GradientTransformation:
@@ -99,6 +92,8 @@ class Common:
     ) -> optax.GradientTransformationExtraArgs:
         """The recipe of that name: these stages for matrices, AdamW for the rest.
 
+        The stages take axes and sharding from here: they are told of neither.
+
         Args:
           cautious, weight_decay_form: of AdamW's decay; None is the matrices' form.
         """
@@ -119,4 +114,5 @@ class Common:
             ),
         )
         others = checked_against_moments(adam)
-        return routed(name, optax.chain(*stages), others, **self.where)
+        chain = optax.chain(*stages)
+        return routed(name, chain, others, self.matrix_axes, self.sharding)

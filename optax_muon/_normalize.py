@@ -52,7 +52,8 @@ def normalize_neurons(
     Args:
       beta2: decay of the second moment, in [0, 1), a float or a scalar array; 0
         equalises the neurons' norms.
-      matrix_axes: as in `scale_by_muon`; pass the same there and here.
+      matrix_axes: as in `scale_by_muon`; in an `optax.chain` pass the same there and
+        here. Within `muon` and `route` None takes theirs, and so does sharding's None.
       sharding: likewise: second moments are laid out so, and inside a user's own
         `jax.shard_map` it tells over which mesh axes a matrix is to be summed.
 

@@ -96,10 +96,7 @@ def normuon(
     ...     adam_weight_decay=0.0,
     ... )
     """
-    normalizer = normalize_neurons(
-        beta2, matrix_axes=arguments["matrix_axes"], sharding=arguments["sharding"]
-    )
-    return muon(normalizer=normalizer, **arguments)
+    return muon(normalizer=normalize_neurons(beta2), **arguments)
 
 
 @preset(

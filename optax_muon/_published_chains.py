@@ -56,7 +56,7 @@ def muon_hyperball(
         "muon_hyperball",
         common.directions(orthogonalizer, **momentum),
         common.normalize(),
-        step_on_hyperball(common.learning_rate, **common.where),
+        step_on_hyperball(common.learning_rate),
     )
 
 
@@ -105,9 +105,9 @@ def speedrun(
         common.directions(
             orthogonalizer, momentum=_speedrun_momentum(total_steps), **momentum
         ),
-        normalize_neurons(beta2, **common.where),
+        normalize_neurons(beta2),
         decay,  # before the scale, which it thereby has, too
-        scale_by_shape("width", **common.where),
+        scale_by_shape("width"),
         optax.scale_by_learning_rate(common.learning_rate),
         cautious=common.cautious,
         weight_decay_form="lr_squared",
@@ -169,10 +169,9 @@ def soap_muon(
             frequency=frequency,
             one_sided=one_sided,
             **momentum,
-            **common.where,
         ),
-        orthogonalize_updates(orthogonalizer, **common.where),
-        snap_frobenius(**common.where),
-        scale_by_shape("width", **common.where),
+        orthogonalize_updates(orthogonalizer),
+        snap_frobenius(),
+        scale_by_shape("width"),
         *common.decay_and_rate(),
     )

@@ -51,8 +51,8 @@ def muon(
         (benchmarks/results/convergence.md).
       scale: as in `scale_by_muon`; "adam_rms" gives updates the size of AdamW's.
       normalizer: a transformation between orthogonalization and scale, such as
-        `normalize_neurons(matrix_axes=matrix_axes)`, which must be told the same axes;
-        None for none.
+        `normalize_neurons()`, which takes the matrix_axes and sharding given here if it
+        has none of its own; None for none.
       weight_decay: decay of the matrices: a float, a scalar array, or a schedule. Needs
         params in `update` unless it is the float 0.
       cautious: decay the matrices' entries only where that does not work against the
@@ -70,7 +70,7 @@ def muon(
         float32 for float16. Its second moment of float16 is float32, too: eps and
         squares underflow in float16.
       preconditioner: a transformation between momentum and orthogonalization, such as
-        `equilibrate(matrix_axes=matrix_axes)`; None for none.
+        `equilibrate()`, likewise; None for none.
       weight_decay_form: what a weight loses of itself in a step, of either optimizer:
         "decoupled" learning rate * decay, "independent" the decay itself, "lr_squared"
         learning rate^2 * decay.
@@ -122,6 +122,6 @@ def muon(
             momentum_dtype=momentum_dtype,
         ),
         common.normalize(),
-        scale_by_shape(scale, **common.where),
+        scale_by_shape(scale),
         *common.decay_and_rate(),
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_muon._by_path import MISSING, entries_by_path
+from optax_muon._enclosing import enclosing_matrix_axes
 from optax_muon._matrix_axes import (
     MatrixAxes,
     MatrixView,
@@ -42,7 +43,7 @@ def routes(tree: Any, matrix_axes: MatrixAxesLike = None) -> list[Route]:
         with path, shape, reason and remedy.
       TypeError: `matrix_axes` of another type.
     """
-    rule = as_rule(tree, matrix_axes)
+    rule = as_rule(tree, enclosing_matrix_axes(matrix_axes))
     found, failures = [], []
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = path_name(path)

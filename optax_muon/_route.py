@@ -5,6 +5,7 @@ import optax
 from optax_muon import _checks
 from optax_muon._alike import checked_against_parameters
 from optax_muon._casts import float16_as_float32, in_parameters_dtype
+from optax_muon._enclosing import enclose
 from optax_muon._moments import keep_sharding
 from optax_muon._placement import whole_leaves
 from optax_muon._resolution import ADAM, MUON, MatrixAxesLike, labels
@@ -23,8 +24,8 @@ def route(
     What `muon` does with its two chains, for chains of your own.
 
     Args:
-      matrices: for the leaves that `matrix_axes` gives axes to; its parts must be told
-        the same axes.
+      matrices: for the leaves that `matrix_axes` gives axes to. Parts that have no
+        `matrix_axes` or `sharding` of their own take these here.
       others: for the leaves that it sends to AdamW. float16 leaves are float32 to it,
         since squares underflow; its moments are laid out as `sharding` says.
       matrix_axes, sharding: as in `muon`.
@@ -61,7 +62,10 @@ def routed(
     """`route` for a recipe of that name, which messages give."""
     wide = float16_as_float32(optax.with_extra_args_support(others))
     parts = optax.partition(
-        {MUON: matrices, ADAM: keep_sharding(wide, sharding, name)},
+        {
+            MUON: enclose(matrices, matrix_axes, sharding),
+            ADAM: keep_sharding(wide, sharding, name),
+        },
         lambda tree: labels(whole_leaves(tree, sharding, name)[1], matrix_axes),
     )
     return checked_against_parameters(name, in_parameters_dtype(parts))

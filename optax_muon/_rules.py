@@ -194,8 +194,9 @@ def fused(
         biases, stay there.
 
     Returns:
-      A rule, to be passed as `matrix_axes`, or as `inner` of another. Parts of a chain
-      that take `matrix_axes`, such as `normalize_neurons`, must all be told the same.
+      A rule, to be passed as `matrix_axes`, or as `inner` of another. Parts of an
+      `optax.chain` that take `matrix_axes` must all be told the same; those of `muon`
+      and `route` take theirs.
 
     >>> import optax_muon
     >>> shape = jax.ShapeDtypeStruct((64, 128), "float32")

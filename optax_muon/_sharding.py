@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optax_muon._by_path import MISSING, entries_by_path
+from optax_muon._enclosing import enclosing_sharding
 from optax_muon._layout import Layout, Spec
 from optax_muon._matrix_axes import Path, path_name
 
@@ -65,6 +66,7 @@ def read_layout(tree: Any, sharding: ShardingLike, transformation: str) -> Layou
       TypeError: leaves of `sharding` of another type.
     """
     kept_out: tuple[str, ...] = ()
+    sharding = enclosing_sharding(sharding)
     if isinstance(sharding, KeepOut):
         kept_out, sharding = tuple(sharding.axes), sharding.sharding
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)

@@ -2,10 +2,20 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
-from optax_muon import MatrixAxes, muon, route, scale_by_muon, scale_by_shape
+from optax_muon import (
+    MatrixAxes,
+    equilibrate,
+    flax_matrix_axes,
+    muon,
+    normalize_neurons,
+    route,
+    scale_by_muon,
+    scale_by_shape,
+)
 from tests.recipes import assert_close, gradients, model, run
 
 
@@ -31,6 +41,75 @@ def test_muon_made_by_hand(axes):
         for tx in (hand_made(matrix_axes=axes), ready)
     )
     assert_close(ours.updates, theirs.updates)
+
+
+def transposed(path, leaf):
+    """Kernels [out, in], as no Flax model has them."""
+    del path, leaf
+    return MatrixAxes(1, 0)
+
+
+def none_at_all(path, leaf):
+    del path, leaf
+
+
+def kernels():
+    params = model()
+    return {"up": params["up"]["kernel"], "down": params["down"]["kernel"]}
+
+
+def steps_of(tx):
+    params = kernels()
+    return run(tx, params, gradients(params)).updates
+
+
+def assert_same(steps, others):
+    jax.tree.map(np.testing.assert_array_equal, steps, others)
+
+
+def by_muon(**told):
+    return muon(
+        1e-2,
+        matrix_axes=transposed,
+        preconditioner=equilibrate(**told),
+        normalizer=normalize_neurons(**told),
+    )
+
+
+def by_route(**told):
+    matrices = optax.chain(
+        scale_by_muon(scale=None, **told), scale_by_shape("mup", **told)
+    )
+    return route(matrices, optax.identity(), matrix_axes=transposed)
+
+
+@pytest.mark.parametrize("make", [by_muon, by_route])
+def test_parts_take_the_axes_of_what_they_are_in(make):
+    untold = steps_of(make())
+    assert_same(untold, steps_of(make(matrix_axes=transposed)))
+    others = steps_of(make(matrix_axes=flax_matrix_axes))  # a part's own count
+    assert not np.allclose(untold[0]["up"], others[0]["up"])
+
+
+def test_axes_are_told_to_no_other_parts():
+    shaped = scale_by_shape("mup")
+    inner = route(shaped, optax.identity(), matrix_axes=transposed)
+    for outer in (transposed, flax_matrix_axes):  # the innermost axes count
+        nested = route(inner, optax.identity(), matrix_axes=outer)
+        assert_same(steps_of(nested), steps_of(inner))
+    through = route(
+        route(shaped, optax.identity()), optax.identity(), matrix_axes=transposed
+    )
+    assert_same(steps_of(through), steps_of(inner))
+
+    failing = scale_by_shape("mup", matrix_axes=none_at_all)
+    with pytest.raises(ValueError, match="sends these leaves to AdamW"):
+        route(failing, optax.identity(), matrix_axes=transposed).init(kernels())
+    flax = steps_of(scale_by_shape("mup", matrix_axes=flax_matrix_axes))
+    beside = route(optax.identity(), shaped, matrix_axes=none_at_all)
+    for alone in (shaped, beside):
+        assert_same(steps_of(alone), flax)
+    assert not np.allclose(flax[0]["up"], steps_of(inner)[0]["up"])
 
 
 def test_extra_arguments_reach_both_chains():

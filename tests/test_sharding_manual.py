@@ -112,7 +112,7 @@ def test_whole_fans_and_norms(orthogonalizer):
         return muon(
             0.1,
             orthogonalizer=orthogonalizer,
-            normalizer=normalize_neurons(sharding=sharding),
+            normalizer=normalize_neurons(),  # told what muon is told
             sharding=sharding,
         )
 
