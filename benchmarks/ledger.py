@@ -43,7 +43,7 @@ def environment() -> dict:
     }
 
 
-# Parts that one contestant alone runs.
+# Parts whose rows are of one contestant, unless they name another.
 UNNAMED = {"momenta": "muon", "switching": "muon"}
 
 
@@ -88,7 +88,7 @@ class Ledger(Store):
         """Drop a task or contestant with all its rows; how many these were.
 
         Step times go with any contestant: all were measured in turn. Rows of the
-        default recipe alone do not name it (`UNNAMED`).
+        default recipe alone name no contestant (`UNNAMED`).
         """
         with self._alone():
             self.document = load(self._path)
@@ -107,7 +107,10 @@ class Ledger(Store):
                 for case in rows
                 if name in case.split("/")
                 or (part == "times" and name in parts["contestants"])
-                or UNNAMED.get(part) == name
+                or (
+                    UNNAMED.get(part) == name
+                    and not parts["contestants"].keys() & case.split("/")
+                )
             ]
             for part, case in dropped:
                 del parts[part][case]

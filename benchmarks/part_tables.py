@@ -57,21 +57,27 @@ def shares(steps: list[float], full: int) -> str:
 
 
 def lasting(document: dict) -> str | None:
-    """What each momentum of the default reaches in runs of several lengths."""
+    """What each momentum of the default reaches in runs of several lengths, and at
+    which rate; and what AdamW does."""
     task, rows = conditions.FIRST, []
-    for momentum in momenta.MOMENTA:
-        found = [momenta.best(document, task, n, momentum) for n in momenta.LENGTHS]
-        if any(loss is not None for loss in found):
-            cells = ("" if loss is None else number(loss) for loss in found)
-            rows.append([f"{momentum:g}", *cells])
+    for line in momenta.lines(document, task):
+        found = [momenta.best(document, task, n, line) for n in momenta.LENGTHS]
+        if any(found):
+            cells = (f"{number(of[0])} at {of[1]:g}" if of else "" for of in found)
+            rows.append([named(line), *cells])
     if not rows:
         return None
     return (
         f"**`{DEFAULT}`'s momentum** in runs of several lengths, each with the whole "
         f"schedule: final loss, the mean of tuning seeds "
-        f"{' and '.join(map(str, momenta.MOMENTA_SEEDS))}, at the best of the rates "
-        f"{', '.join(f'{rate:g}' for rate in momenta.TRIED)}\n\n"
-    ) + grid(("momentum", *(f"{n} steps" for n in momenta.LENGTHS)), rows)
+        f"{' and '.join(map(str, momenta.MOMENTA_SEEDS))}, at the best rate for "
+        "matrices\n\n"
+    ) + grid(("optimizer", *(f"{n} steps" for n in momenta.LENGTHS)), rows)
+
+
+def named(line: momenta.Line) -> str:
+    of_default = line.contestant is field.DEFAULT
+    return f"`{DEFAULT}`, {line.name}" if of_default else f"`{line.name}`"
 
 
 def switched(document: dict) -> str | None:

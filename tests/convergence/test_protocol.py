@@ -213,8 +213,11 @@ def test_rows_of_the_default_alone_go_with_it(tmp_path):
         book.define("contestants", name, {})
     for part in ("momenta", "switching"):
         book.put(part, "gpt/150/100", {})
+    book.put("momenta", "gpt/150/b/100", {})
+    book.define("contestants", "b", {})
     assert book.forget("a") == 1
     assert book.forget("muon") == 3
+    assert book.forget("b") == 2
 
 
 def test_two_processes_add_to_one_file(tmp_path):

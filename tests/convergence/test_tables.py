@@ -12,6 +12,7 @@ SETTINGS = {
         "momentum": 0.85,
     },
     "same": {"others": 2.0},
+    "adamw_split": {"learning_rate": 0.004},
 }
 
 
