@@ -85,8 +85,8 @@ def report(path: Path) -> None:
     tables.write_text(convergence_table.markdown(document))
     print(f"wrote {tables.name}")
     if "transfer" in document["results"]:
-        transfer.draw(document, path.with_name("transfer.svg"))
-        print("wrote transfer.svg")
+        transfer.draw(document, path.with_name(transfer.FIGURE))
+        print(f"wrote {transfer.FIGURE}")
 
 
 def measure(options: argparse.Namespace) -> None:

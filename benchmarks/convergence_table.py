@@ -60,14 +60,19 @@ test holds it to."""
 
 def markdown(document: dict) -> str:
     """All tables that have rows, each task's best first, and how to read them."""
-    tables = [
-        table(document, task)
-        for task in document["results"].get("tasks", {})
-        if any(finals(document, task, name) for name in names(document))
-    ]
+    tables = [table(document, task) for task in reported(document)]
     parts = part_tables.tables(document)
     found = [*tables, RULE, *parts, who(document), *cautions(document)]
     return "\n\n".join(found) + "\n"
+
+
+def reported(document: dict) -> list[str]:
+    """Tasks with runs on the reported seeds; those of `transfer` have none."""
+    return [
+        task
+        for task in document["results"].get("tasks", {})
+        if any(finals(document, task, name) for name in names(document))
+    ]
 
 
 def table(document: dict, task: str) -> str:
@@ -94,13 +99,13 @@ def excerpt(document: dict) -> str:
 
 def across(document: dict) -> str:
     """Losses less the default's, of those that ran on every task, a column a task."""
-    tasks = document["results"].get("tasks", {})
+    tasks = reported(document)
     shown = [
         name
         for name in ranking(document, conditions.FIRST, names(document))
         if name != DEFAULT and all(finals(document, task, name) for task in tasks)
     ]
-    head = ("optimizer", *(config["about"] for config in tasks.values()))
+    about = (document["results"]["tasks"][task]["about"] for task in tasks)
     cells = {
         name: [difference(document, task, name, DEFAULT) for task in tasks]
         for name in shown
@@ -112,7 +117,7 @@ def across(document: dict) -> str:
         ]
         for name, row in cells.items()
     ]
-    return grid(head, rows)
+    return grid(("optimizer", *about), rows)
 
 
 def effect(document: dict, name: str) -> str:

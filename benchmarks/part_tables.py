@@ -1,5 +1,7 @@
-"""Tables of the first task's other parts: lengths, momenta, AdamW's rates, times."""
+"""Tables of the parts beside tuning and reported runs, one for each part."""
 
+import functools
+import itertools
 import math
 import statistics
 
@@ -8,6 +10,7 @@ import field
 import lengths
 import momenta
 import switching
+import transfer
 from ledger import SEEDS
 from rivals import ADAMW, SPLIT
 from table_words import LOSS, grid, number, spread, steps_in_words
@@ -18,7 +21,7 @@ DEFAULT = field.DEFAULT.name
 
 def tables(document: dict) -> list[str]:
     """All that have rows."""
-    found = (shortest_runs, lasting, switched, step_times)
+    found = (shortest_runs, lasting, switched, drawn, step_times)
     return [text for text in (table(document) for table in found) if text is not None]
 
 
@@ -103,6 +106,41 @@ def switched(document: dict) -> str | None:
         ),
         rows,
     )
+
+
+def carried_over(document: dict) -> str | None:
+    """The best rate of each width, and what the narrowest one's costs there."""
+    narrow, rows = transfer.WIDTHS[0], []
+    best = {scale: transfer.best(document, narrow, scale) for scale in transfer.TRIED}
+    for width in filter(
+        functools.partial(transfer.is_whole, document), transfer.WIDTHS
+    ):
+        cells = []
+        for scale, narrow_best in best.items():
+            losses = dict(transfer.curve(document, width, scale))
+            rate = transfer.best(document, width, scale)
+            more = losses.get(narrow_best, math.inf) - losses[rate]
+            costs = "diverged" if math.isinf(more) else f"{more:+.3f}"
+            cells += [f"{rate:g}", number(losses[rate]), costs]
+        rows.append([f"{width}", *cells])
+    if not rows:
+        return None
+    heads = (
+        (f'`"{scale}"`: best rate', "its loss", f"with the best of width {narrow}")
+        for scale in best
+    )
+    return (
+        "**Do rates carry over to wider models?** Learning rates of hidden matrices "
+        f"that are best after {transfer.STEPS} steps of the GPT, by the scale of "
+        f"`{DEFAULT}`; mean loss of {len(transfer.TRANSFER_SEEDS)} seeds, and how much "
+        f"more it is with the rate that is best at width {narrow}\n\n"
+    ) + grid(("width", *itertools.chain.from_iterable(heads)), rows)
+
+
+def drawn(document: dict) -> str | None:
+    """The same with the figure, which lies beside the tables."""
+    table = carried_over(document)
+    return table and f"{table}\n\n![{transfer.CAPTION}]({transfer.FIGURE})"
 
 
 def step_times(document: dict) -> str | None:

@@ -29,6 +29,8 @@ TRIED = {"adam_rms": RATES[BEST - 3 : BEST + 4], "mup": RATES[BEST - 1 : BEST + 
 # the others together.
 STEPS = loop.TrainConfig.steps // 2
 TRANSFER_SEEDS = SEEDS[:2]
+FIGURE = "transfer.svg"  # beside the tables
+CAPTION = "Final loss over the learning rate, by scale and by the width of the model"
 
 
 def measure(ledger: Ledger, check: Callable[[], None]) -> None:
@@ -66,6 +68,17 @@ def contestant(scale: str) -> Contestant:
     return recipe(scale, f"muon(scale={scale!r})", function)
 
 
+def is_whole(document: dict, width: int) -> bool:
+    """Whether all runs of the width are there."""
+    rows = document["results"].get("transfer", {})
+    return all(
+        key(f"transfer_{width}", scale, rate, seed) in rows
+        for scale, rates in TRIED.items()
+        for rate in rates
+        for seed in TRANSFER_SEEDS
+    )
+
+
 def curve(document: dict, width: int, scale: str) -> list[tuple[float, float]]:
     """(rate, mean final loss) where all seeds ran and none diverged, by rate."""
     rows = document["results"].get("transfer", {})
@@ -78,6 +91,12 @@ def curve(document: dict, width: int, scale: str) -> list[tuple[float, float]]:
     return found
 
 
+def best(document: dict, width: int, scale: str) -> float | None:
+    """The rate of least loss; None if there is none."""
+    points = curve(document, width, scale)
+    return min(points, key=lambda point: point[1])[0] if points else None
+
+
 def draw(document: dict, path: Path) -> None:
     """Final loss over the rate: a panel a scale, a curve a width, its best marked."""
     figure = Figure(figsize=(8, 3.5), layout="constrained")  # needs no display
@@ -88,12 +107,13 @@ def draw(document: dict, path: Path) -> None:
             if points:
                 rates, losses = zip(*points, strict=True)
                 axes.plot(rates, losses, f"C{color}.-", label=f"width {width}")
-                axes.plot(*min(points, key=lambda point: point[1]), f"C{color}o")
+                rate = best(document, width, scale)
+                axes.plot(rate, dict(points)[rate], f"C{color}o")
         axes.set_xscale("log", base=2)
         axes.set(xlabel="learning rate of hidden matrices", title=f'scale="{scale}"')
         axes.grid(alpha=0.3)
     seeds = len(TRANSFER_SEEDS)
-    panels[0].set_ylabel(f"validation loss after {STEPS} steps, mean of {seeds} seeds")
+    panels[0].set_ylabel(f"loss after {STEPS} steps, mean of {seeds} seeds")
     panels[-1].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without a date and with names of parts that repeat, the same rows draw one file.

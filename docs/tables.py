@@ -1,4 +1,4 @@
-"""Tables of the benchmarks, which pages name and the results files hold.
+"""Tables and a figure of the benchmarks, which pages name and the results files hold.
 
 A line `<!-- table: speed -->` of a page becomes the table that results give today, so
 that no page holds a number that no file does.
@@ -13,6 +13,7 @@ from typing import Any
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 RESULTS = BENCHMARKS / "results"
+TRANSFER = "pictures/transfer.svg"  # on the site
 
 
 def _speed() -> str:
@@ -29,14 +30,30 @@ def _programs() -> str:
 
 
 def _convergence() -> str:
-    return (RESULTS / "convergence.md").read_text()
+    text = (RESULTS / "convergence.md").read_text()
+    return text.replace("(transfer.svg)", f"({TRANSFER})")
 
 
 def _effects() -> str:
     import convergence_table
 
-    results = json.loads((RESULTS / "convergence.json").read_text())
-    return convergence_table.effects(results)
+    return convergence_table.effects(_runs())
+
+
+def _switched() -> str:
+    import part_tables
+
+    return part_tables.switched(_runs())
+
+
+def _carried_over() -> str:
+    import part_tables
+
+    return part_tables.carried_over(_runs())
+
+
+def _runs() -> dict[str, Any]:
+    return json.loads((RESULTS / "convergence.json").read_text())
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -44,7 +61,18 @@ TABLES: dict[str, Callable[[], str]] = {
     "programs": _programs,
     "convergence": _convergence,
     "effects": _effects,
+    "switched": _switched,
+    "carried_over": _carried_over,
 }
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """mkdocs calls this once: a figure that lies beside its numbers is of the site."""
+    from mkdocs.structure.files import File
+
+    source = RESULTS / "transfer.svg"
+    files.append(File.generated(config, TRANSFER, abs_src_path=str(source)))
+    return files
 
 
 def on_page_markdown(markdown: str, **context: Any) -> str:

@@ -112,7 +112,8 @@ def test_benchmark_tables_can_be_made():
     """Every table that a page asks for is one that docs/tables.py can make."""
     script = (
         "import sys; sys.path.insert(0, 'docs'); import tables, pathlib\n"
-        "for page in 'benchmarks', 'guides/recipes-and-variants':\n"
+        "for page in 'benchmarks', 'guides/recipes-and-variants', "
+        "'guides/from-adamw':\n"
         "    page = pathlib.Path(f'docs/{page}.md').read_text()\n"
         "    made = tables.on_page_markdown(page)\n"
         "    asked = page.count('<!-- table')\n"

@@ -132,7 +132,8 @@ def test_effects_are_those_of_the_committed_comparison():
     text = section("Recipes")
     assert f"\n\n{convergence_table.excerpt(document)}\n\n" in text
     assert f"\n\n{convergence_table.across(document)}\n\n" in text
-    assert f"\n\n{part_tables.lasting(document)}\n\n" in text
+    for table in (part_tables.lasting, part_tables.switched, part_tables.carried_over):
+        assert f"\n\n{table(document)}\n\n" in text
     rows = re.findall(r"^\|[^|]*\|([^|]*)\| `(.*)` \|$", text, flags=re.M)
     for name in convergence_table.names(document):
         cell = convergence_table.effect(document, name)

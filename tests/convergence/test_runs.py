@@ -144,6 +144,7 @@ def test_steps_are_timed_for_all_at_once(task, tmp_path, monkeypatch):
 def test_transfer_runs_are_drawn(runs, tmp_path, monkeypatch):
     import convergence
     import ledger
+    import part_tables
     import transfer
 
     monkeypatch.setattr(
@@ -164,6 +165,19 @@ def test_transfer_runs_are_drawn(runs, tmp_path, monkeypatch):
     # The mean over seeds of one rung, decay 0.1, and a thousandth for seed 1.
     assert losses[0.032] == pytest.approx(1.1005, abs=1e-4)
     book = ledger.Ledger(out)
+    # At width 64 a lower rate of "mup" is better, and the best of width 32 diverges.
+    for rate, loss in ((0.016, 0.0505), (0.064, None)):
+        case = f"transfer_64/mup/{rate}/0"
+        row = book.row("transfer", case) | {"validation_loss": loss}
+        book.put("transfer", case, row)
+    lines = part_tables.carried_over(book.document).splitlines()
+    # Seed 1 has two rungs, decay and a thousandth, 2.101: the mean is 1.076.
+    assert lines[-2:] == [
+        "| 32 | 0.064 | 0.101 | +0.000 | 0.064 | 0.101 | +0.000 |",
+        "| 64 | 0.064 | 0.101 | +0.000 | 0.016 | 1.076 | diverged |",
+    ]
+    monkeypatch.setattr(transfer, "WIDTHS", (32, 64, 128))  # 128 has not run
+    assert part_tables.carried_over(book.document).splitlines() == lines
     book.define("tasks", "gpt", small_task("gpt").conditions())
     convergence.main(["--out", str(out), "--report"])
     drawn = (tmp_path / "transfer.svg").read_bytes()
