@@ -92,7 +92,7 @@ class Common:
     ) -> optax.GradientTransformationExtraArgs:
         """The recipe of that name: these stages for matrices, AdamW for the rest.
 
-        The stages take axes and sharding from here: they are told of neither.
+        The stages take axes and sharding from here: they have none of their own.
 
         Args:
           cautious, weight_decay_form: of AdamW's decay; None is the matrices' form.

@@ -1,11 +1,13 @@
 """Weight decay and the learning rate: the last stages, in three forms."""
 
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_muon import _checks
@@ -87,7 +89,61 @@ def _decay(
         decay = optax.identity()  # of the same state, but `update` needs no params
     else:
         decay = _decaying(weight_decay, sign, cautious)
-    return decay if mask is None else optax.masked(decay, mask)
+    if mask is None:
+        return decay
+    return optax.masked(decay, decay_mask("mask", mask))
+
+
+def decay_mask(argument: str, mask: Any) -> Any:
+    """The function params -> tree of bools that a user's mask stands for, checked.
+
+    Args:
+      argument: its name, for messages.
+      mask: a tree of bools (or prefix), a function that gives one, or None, which stays.
+
+    Raises:
+      ValueError, TypeError: a mask of another kind; when called, a tree that does not
+        fit.
+    """
+    if mask is None:
+        return None
+    if not _is_function(mask):
+        _check_bools(argument, mask)
+    return functools.partial(_mask_for, argument, mask)
+
+
+def _mask_for(argument: str, mask: Any, params: Any) -> Any:
+    found = mask
+    if _is_function(mask):
+        found = mask(params)
+        _check_bools(f"{argument}(params)", found)
+    try:
+        jax.tree.map(lambda *_: None, found, params)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{argument} gives {found}, which does not fit the parameters; it must be "
+            f"a tree of bools like them, or a prefix of one: {error}"
+        ) from None
+    return found
+
+
+def _is_function(mask: Any) -> bool:
+    return callable(mask) and not isinstance(mask, type)
+
+
+def _check_bools(argument: str, mask: Any) -> None:
+    """Raise unless `mask` is a tree of bools, which decides what is compiled."""
+    wanted = "None, a tree of bools (or prefix), or a function params -> tree of bools"
+    for leaf in jax.tree.leaves(mask):
+        if isinstance(leaf, (bool, np.bool_)):
+            continue
+        if isinstance(leaf, (int, float, np.number, np.ndarray, jax.Array)):
+            raise ValueError(
+                f"{argument}={mask!r} must be {wanted}: it is compiled in. Name it in "
+                "static_args of optax.inject_hyperparams, which makes arrays of "
+                "numbers, and schedules of functions."
+            )
+        raise TypeError(f"{argument}={mask!r} must be {wanted}; it holds {leaf!r}.")
 
 
 def _decaying(
@@ -171,4 +227,5 @@ def decay_and_rate(
     mask: Any = None,
 ) -> Stages:
     """Weight decay of a form in `DECAY_FORMS`, and the learning rate, in its order."""
-    return DECAY_FORMS[form](learning_rate, weight_decay, cautious=cautious, mask=mask)
+    found = decay_mask("weight_decay_mask", mask)
+    return DECAY_FORMS[form](learning_rate, weight_decay, cautious=cautious, mask=found)

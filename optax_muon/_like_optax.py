@@ -10,6 +10,7 @@ import optax
 from optax_muon import _checks
 from optax_muon._alike import checked_against_moments, checked_against_parameters
 from optax_muon._casts import in_parameters_dtype
+from optax_muon._decay import decay_mask
 from optax_muon._dimension_numbers import (
     DimensionNumbersLike,
     as_iterated,
@@ -122,6 +123,7 @@ def like_optax(
     _check(learning_rate, adam_learning_rate, beta, adam_b1, adam_b2, consistent_rms)
     _checks.check_bool("adaptive", adaptive)
     stored_dtype = _checks.float_dtype("mu_dtype", mu_dtype)
+    decay_of = decay_mask("weight_decay_mask", weight_decay_mask)
     iteration = optax_iteration(ns_coeffs, ns_steps, eps, preconditioning)
 
     def matrices(rule: Rule) -> optax.GradientTransformation:
@@ -139,7 +141,7 @@ def like_optax(
             _times_dual_norms(core, beta, nesterov, sharding) if adaptive else core,
             optax.identity(),  # the place of muon's normalizer: its state fits here
             _scale(consistent_rms, rule, sharding),
-            optax.add_decayed_weights(weight_decay, weight_decay_mask),
+            optax.add_decayed_weights(weight_decay, decay_of),
             optax.scale_by_learning_rate(learning_rate),
         )
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from optax_muon import _checks
+from optax_muon._enclosing import enclosing_matrix_axes
 from optax_muon._functions import OrthogonalizerLike
 from optax_muon._matrix_axes import MatrixAxes, Path, UndecidedLeafError, path_name
 from optax_muon._norms import nonzero
@@ -179,7 +180,7 @@ def scale_by_lmo(
 
     Args:
       norm_balls: a rule (path, leaf) -> NormBall, a tree (or tree prefix) of NormBall,
-        or None for `flax_norm_balls()`.
+        or None for `flax_norm_balls()`; within `route`, of its `matrix_axes`.
       orthogonalizer, sharding: as in `scale_by_muon`.
 
     Returns:
@@ -198,11 +199,12 @@ def scale_by_lmo(
         raise TypeError(
             "norm_balls=flax_norm_balls makes rules; pass flax_norm_balls()."
         )
-    default = flax_norm_balls()
 
     def steps(updates: Any) -> Any:
         _, whole = whole_leaves(updates, sharding, "scale_by_lmo")
-        rule = as_rule(whole, norm_balls, default, "norm_balls", NormBall)
+        rule = as_rule(whole, norm_balls, "norm_balls", NormBall)
+        if norm_balls is None:
+            rule = flax_norm_balls(inner=as_rule(whole, enclosing_matrix_axes(None)))
         balls = _balls(rule, whole)
         axes = jax.tree.map(lambda ball: ball.axes, balls)
         # Parts by name: partition orders them by it. None of them has a state.

@@ -82,6 +82,11 @@ class ModelChoices:
 
     def check_used(self, function: str) -> None:
         """Raise unless every choice met a leaf."""
+        for complaint in self.unused(function):
+            raise ValueError(complaint)
+
+    def unused(self, function: str) -> list[str]:
+        """What is to be said of choices that met no leaf: nothing if all did."""
         given = [("adamw", choice) for choice in self._adamw]
         given += [("others", choice) for choice in self._others]
         unused = [
@@ -89,13 +94,14 @@ class ModelChoices:
             for argument, choice in given
             if not any(argument == a and choice is c for a, c in self._met)
         ]
-        if unused:
-            raise ValueError(
-                f"{function} was given choices that meet no parameter: {unused}. "
-                "Patterns are regular expressions of whole components of a path; "
-                "others is asked for parameters alone that neither adamw, nor names, "
-                "nor the model decide: change the tree that comes back for those."
-            )
+        if not unused:
+            return []
+        return [
+            f"{function} was given choices that meet no parameter: {unused}. "
+            "Patterns are regular expressions of whole components of a path; "
+            "others is asked for parameters alone that neither adamw, nor names, "
+            "nor the model decide: change the tree that comes back for those."
+        ]
 
 
 def _joined(paths: tuple[Path, ...]) -> list[str]:

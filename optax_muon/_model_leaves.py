@@ -98,7 +98,8 @@ def decide(
             shape = "" if leaf.shape is None else f"  {leaf.shape} {leaf.dtype}"
             failures.append(f"  {leaf.name}{shape} of {leaf.owner}: {reason}")
     if failures:
-        raise ValueError(_undecided(function, failures))
+        unused = choices.unused(function)
+        raise ValueError("\n".join([_undecided(function, failures), *unused]))
     choices.check_used(function)
     return found
 
@@ -133,12 +134,12 @@ def _roles(leaf: ModelLeaf) -> set[str | None]:
     """What its names say it is.
 
     Of a layer that is known, the layer's name tells as well: `lm_head/kernel`. A
-    parameter that no layer explains, such as `head/w`, is only an embedding or a table
-    of positions if its own name says so: all else would be a guess.
+    parameter that no layer explains, such as `head/w` or `multi_head`, is only an
+    embedding or a table of positions if its own name says so: all else would be a guess.
     """
     if leaf.declared:
         return {flax_role(path) for path in leaf.spoken}
-    return {flax_role(path[-1:]) for path in leaf.spoken} - {"vector"}
+    return {flax_role(path[-1:]) for path in leaf.spoken} - {"vector", "head"}
 
 
 def _check_stack(

@@ -94,8 +94,9 @@ def monitor(
       metrics: the groups above that are wanted, a collection of names; None for all,
         but "momentum" only where `inner` keeps one in a `MuonState` or `SoapState`.
         "cosine" keeps an update of all matrices in bfloat16, two bytes an entry.
-      matrix_axes, sharding: as in `muon`; pass the same there and here. Leaves that
-        are no matrices have the group "size" alone, of all their entries.
+      matrix_axes, sharding: as in `muon`. Around `muon` pass the same here and there;
+        in it, or in `route`, None takes those. Leaves that are no matrices have the
+        group "size" alone, of all their entries.
 
     Returns:
       A transformation whose state is a `MonitorState`. Arguments of `update` reach

@@ -62,7 +62,8 @@ def scale_by_muon(
         f(fan_in, fan_out) -> float, or None for the polar factor itself.
       matrix_axes: which axes of a leaf form its matrix: a rule
         (path, leaf) -> MatrixAxes, a tree (or tree prefix) of MatrixAxes, or None for
-        `flax_matrix_axes`. Every leaf must be a matrix; `muon` routes the others.
+        `flax_matrix_axes`. Every leaf must be a matrix; `muon` routes the others. In a
+        recipe or `route`, None takes its axes, and likewise its sharding.
       sharding: how the parameters lie on a mesh, so that matrices move to their owners
         and back instead of being gathered in every product: a tree (or tree prefix) of
         NamedSharding, or of PartitionSpec under the mesh in context; see

@@ -11,6 +11,7 @@ import numpy as np
 
 from optax_muon import _checks
 from optax_muon._casts import at_least_float32
+from optax_muon._enclosing import told_nothing
 from optax_muon._functions import OrthogonalizerLike, as_orthogonalizer
 from optax_muon._layout import Layout
 from optax_muon._orthogonalizer import Orthogonalizer
@@ -99,8 +100,9 @@ def plan(
         _checks.float_dtype("momentum_dtype", momentum_dtype),
         _checks.float_dtype("adam_dtype", adam_dtype),
     )
-    layout, whole = whole_leaves(params, sharding, "plan")
-    decided = routes(whole, matrix_axes)
+    with told_nothing():
+        layout, whole = whole_leaves(params, sharding, "plan")
+        decided = routes(whole, matrix_axes)
     training = training_flops(whole, decided, tokens)
     return Plan(
         leaves=_leaves(decided, layout, rule, dtypes),

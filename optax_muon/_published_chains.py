@@ -6,7 +6,7 @@ import optax
 
 from optax_muon import _checks
 from optax_muon._common import Common
-from optax_muon._decay import add_weight_decay, times
+from optax_muon._decay import add_weight_decay, decay_mask, times
 from optax_muon._functions import OrthogonalizerLike
 from optax_muon._hyperball import step_on_hyperball
 from optax_muon._normalize import normalize_neurons
@@ -98,7 +98,7 @@ def speedrun(
     decay = add_weight_decay(
         times(common.weight_decay, common.learning_rate),
         cautious=common.cautious,
-        mask=common.weight_decay_mask,
+        mask=decay_mask("weight_decay_mask", common.weight_decay_mask),
     )
     return common.with_adamw(
         "speedrun",

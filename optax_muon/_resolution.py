@@ -20,7 +20,8 @@ from optax_muon._matrix_axes import (
 from optax_muon._rules import Rule, flax_matrix_axes
 
 MatrixAxesLike = Rule | MatrixAxes | Any | None
-"""A rule, a tree (or tree prefix) of MatrixAxes | None, or None: `flax_matrix_axes`."""
+"""A rule, or a tree (or tree prefix) of MatrixAxes | None. None, in a part, is what the
+recipe or `route` around it has; without that, `flax_matrix_axes`."""
 
 MUON, ADAM = "muon", "adamw"
 
@@ -162,7 +163,6 @@ def _undecided(failures: list[str], decided: list[Route]) -> str:
 def as_rule(
     tree: Any,
     given: Any,
-    default: Rule = flax_matrix_axes,
     argument: str = "matrix_axes",
     kind: type[MatrixAxes] = MatrixAxes,
 ) -> Rule:
@@ -170,13 +170,12 @@ def as_rule(
 
     Args:
       tree: the parameters.
-      given: the argument.
-      default: what None stands for.
+      given: the argument; None stands for `flax_matrix_axes`.
       argument: its name, for messages.
       kind: what its leaves are.
     """
     if given is None:
-        return default
+        return flax_matrix_axes
     if isinstance(given, type):
         raise TypeError(
             f"{argument}={given!r} is a class; pass an instance, {kind.__name__}()."

@@ -27,7 +27,8 @@ def route(
       matrices: for the leaves that `matrix_axes` gives axes to. Parts that have no
         `matrix_axes` or `sharding` of their own take these here.
       others: for the leaves that it sends to AdamW. float16 leaves are float32 to it,
-        since squares underflow; its moments are laid out as `sharding` says.
+        since squares underflow; its moments are laid out as `sharding` says, which
+        its parts take too.
       matrix_axes, sharding: as in `muon`.
 
     Returns:
@@ -61,10 +62,11 @@ def routed(
 ) -> optax.GradientTransformationExtraArgs:
     """`route` for a recipe of that name, which messages give."""
     wide = float16_as_float32(optax.with_extra_args_support(others))
+    moments = keep_sharding(wide, sharding, name)
     parts = optax.partition(
         {
             MUON: enclose(matrices, matrix_axes, sharding),
-            ADAM: keep_sharding(wide, sharding, name),
+            ADAM: enclose(moments, None, sharding),
         },
         lambda tree: labels(whole_leaves(tree, sharding, name)[1], matrix_axes),
     )

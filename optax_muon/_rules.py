@@ -24,6 +24,8 @@ from optax_muon._matrix_axes import (
 
 Rule = Callable[[Path, Any], MatrixAxes | None]
 
+_NO_LEAF: Any = object()
+
 
 # Words in names. AdamW takes such leaves whatever their rank: attention's biases have
 # rank 2, stacked norms too.
@@ -34,6 +36,7 @@ _POSITION = _POSITION_PARAMETER | {"posemb", "wpe"}
 _VECTOR_PARAMETER = {"bias", "scale", "gamma", "beta"}
 _HEAD = {"logit", "logits", "logitdense", "unembed", "unembedding", "vocab"}
 _HEAD_AT_THE_END = {"head", "heads", "classifier", "readout"}  # but not `head_norm`
+_KERNEL = {"kernel", "w", "weight", "weights"}  # `head_w` is `head/w`
 _CONVOLUTION = {"conv", "convs", "convolution"}
 
 
@@ -60,7 +63,8 @@ def flax_role(path: Path) -> str | None:
     words = set(parameter + owner)
     if _EMBEDDING & words or _POSITION_PARAMETER & set(parameter):
         return "position" if _POSITION & words else "embedding"
-    if _HEAD & set(owner) or _HEAD_AT_THE_END & set(owner[-1:]):
+    own = parameter[:-1] if _KERNEL & set(parameter[-1:]) else parameter
+    if _HEAD & words or _HEAD_AT_THE_END & {*own[-1:], *owner[-1:]}:
         return "head"
     return None
 
@@ -69,10 +73,10 @@ def flax_matrix_axes(path: Path, leaf: Any) -> MatrixAxes | None:
     """The default rule: decides by Flax's names (Linen and NNX), then by rank.
 
     AdamW takes vectors and scalars, biases and norm scales of any rank, embeddings of
-    tokens and positions, output heads (modules named `head`, `lm_head`, `logits`,
-    `classifier`, ...), and convolutions with one input channel a group: those are
-    depthwise, where no matrix mixes channels, or read a one-channel image, an
-    input layer.
+    tokens and positions, output heads (modules or parameters named `head`, `lm_head`,
+    `logits`, `classifier`, ...), and convolutions with one input channel a group:
+    those are depthwise, where no matrix mixes channels, or read a one-channel image,
+    an input layer.
 
     Muon takes other 2-D leaves, [fan_in, fan_out] as Flax's kernels; convolutions
     [*window, in, out] as [window * in, out]; attention's query, key and value
@@ -125,11 +129,13 @@ def stacked(
     Under paths that match, `inner` sees the leaf without that axis, which becomes a
     batch axis: every layer stays a matrix of its own. Other leaves go to `inner` as
     they are. Always name stacked layers: some of their leaves look like others, as a
-    stacked 2-D convolution like a 3-D one.
+    stacked 2-D convolution like a 3-D one. A leaf that is a matrix as a whole, and a
+    vector without that axis, is undecided: its layers may be separate ones, and stacked
+    vectors whose names do not say so are for `inner` to send to AdamW.
 
     Args:
       pattern: regular expression for one whole path component, or several joined
-        by "/": "layers", "block_.*", "decoder/layers".
+        by "/": "layers", "scan_.*", "decoder/layers".
       axis: the stacked axis in the leaf; negative ones count from the end.
       inner: the rule for one layer: one for `matrix_axes`, one for `scale_by_lmo`, or
         one for `qk_clip`.
@@ -148,7 +154,8 @@ def stacked(
         raise TypeError(f"axis={axis!r} must be an int, the stacked axis of a leaf.")
     whole = components(pattern)
 
-    def rule(path: Path, leaf: Any) -> Any:
+    def rule(path: Path, leaf: Any = _NO_LEAF) -> Any:
+        _check_leaf(f"stacked({pattern!r})", leaf)
         names = path_name(path)
         found = whole.search(names)
         if not found:
@@ -166,6 +173,12 @@ def stacked(
             raise UndecidedLeafError(f"stacked({pattern!r}, axis={axis}): no such axis")
         shape = leaf.shape[:at] + leaf.shape[at + 1 :]
         axes = inner(path, jax.ShapeDtypeStruct(shape, leaf.dtype))
+        if len(shape) < 2 <= rank and _is_matrix(inner, path, leaf):
+            raise UndecidedLeafError(
+                f"rank {rank} under stacked({pattern!r}): is it stacked? One layer's "
+                f"would be {shape}, no matrix; let the pattern match stacked layers "
+                "alone, or, if these are stacked vectors, let inner give None for it"
+            )
         if not isinstance(axes, Stackable):
             return axes  # None; anything else is refused where rules are called
         return axes.stacked(at, shape)
@@ -210,7 +223,8 @@ def fused(
     lengths = getattr(MatrixAxes(**{f"{side}_parts": parts}), f"{side}_parts")
     whole = components(pattern)
 
-    def rule(path: Path, leaf: Any) -> MatrixAxes | None:
+    def rule(path: Path, leaf: Any = _NO_LEAF) -> MatrixAxes | None:
+        _check_leaf(f"fused({pattern!r})", leaf)
         axes = inner(path, leaf)
         if not whole.search(path_name(path)):
             return axes
@@ -219,6 +233,24 @@ def fused(
         return dataclasses.replace(axes, **{f"{side}_parts": lengths})
 
     return rule
+
+
+def _is_matrix(inner: Callable[[Path, Any], Any], path: Path, leaf: Any) -> bool:
+    """Whether a rule takes the leaf for a matrix."""
+    try:
+        return isinstance(inner(path, leaf), MatrixAxes)
+    except UndecidedLeafError:
+        return False
+
+
+def _check_leaf(rule: str, leaf: Any) -> None:
+    """Raise if a rule is called as a schedule is, with one argument."""
+    if leaf is _NO_LEAF:
+        raise TypeError(
+            f"{rule} was called without a leaf, as schedules are: name the argument "
+            "that holds it, such as matrix_axes, in static_args of "
+            "optax.inject_hyperparams, which takes other functions for schedules."
+        )
 
 
 def _check_rule(inner: Any) -> None:

@@ -4,6 +4,7 @@ import math
 import types
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import optax
@@ -61,12 +62,19 @@ def scale_factor(rule: ScaleRule | None, fan_in: int, fan_out: int) -> float:
     with jax.ensure_compile_time_eval():  # so that a rule may use jax.numpy under jit
         factor = rule(fan_in, fan_out)
     try:
-        return float(factor)
+        number = float(factor)
     except (TypeError, ValueError):
-        raise TypeError(
-            f"scale={rule!r} gave {factor!r} for ({fan_in}, {fan_out}); a rule must be "
-            "a function f(fan_in, fan_out) -> float."
-        ) from None
+        raise TypeError(_no_factor(rule, factor, fan_in, fan_out)) from None
+    if not math.isfinite(number):
+        raise ValueError(_no_factor(rule, factor, fan_in, fan_out))
+    return number
+
+
+def _no_factor(rule: ScaleRule, factor: Any, fan_in: int, fan_out: int) -> str:
+    return (
+        f"scale={rule!r} gave {factor!r} for ({fan_in}, {fan_out}); a rule must be a "
+        "function f(fan_in, fan_out) -> float, and that finite."
+    )
 
 
 def scale_by_shape(

@@ -14,7 +14,8 @@ from optax_muon._layout import Layout, Spec
 from optax_muon._matrix_axes import Path, path_name
 
 ShardingLike = Any
-"""A tree (or prefix) of NamedSharding or PartitionSpec; `KeepOut`; None: the types."""
+"""A tree (or prefix) of NamedSharding or PartitionSpec, or `KeepOut`. None, in a part,
+is what the recipe or `route` around it has; without that, the types tell."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,9 @@ def read_layout(tree: Any, sharding: ShardingLike, transformation: str) -> Layou
     sharding = enclosing_sharding(sharding)
     if isinstance(sharding, KeepOut):
         kept_out, sharding = tuple(sharding.axes), sharding.sharding
+        if sharding is None:
+            around = enclosing_sharding(None)
+            sharding = around.sharding if isinstance(around, KeepOut) else around
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     if sharding is None:
         layout = _typed_layout([leaf for _, leaf in flat], transformation)

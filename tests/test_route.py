@@ -1,5 +1,8 @@
 """`route`: what `muon` does with its two chains, for chains of a user's own."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +13,12 @@ from optax_muon import (
     MatrixAxes,
     equilibrate,
     flax_matrix_axes,
+    flax_norm_balls,
     muon,
     normalize_neurons,
+    plan,
     route,
+    scale_by_lmo,
     scale_by_muon,
     scale_by_shape,
 )
@@ -110,6 +116,50 @@ def test_axes_are_told_to_no_other_parts():
     for alone in (shaped, beside):
         assert_same(steps_of(alone), flax)
     assert not np.allclose(flax[0]["up"], steps_of(inner)[0]["up"])
+
+
+@pytest.mark.parametrize("cached", [jax.jit, jax.checkpoint])
+def test_traces_in_one_route_serve_no_other(cached):
+    shaped = scale_by_shape("mup")
+    update = cached(lambda updates, state, params=None: shaped.update(updates, state))
+    part = optax.GradientTransformation(shaped.init, update)
+    here = steps_of(route(part, optax.identity(), matrix_axes=transposed))
+    there = steps_of(route(part, optax.identity()))
+    assert_same(there, steps_of(route(shaped, optax.identity())))
+    assert not np.allclose(here[0]["up"], there[0]["up"])
+
+
+def test_norm_balls_take_the_axes_of_what_they_are_in():
+    told = scale_by_lmo(flax_norm_balls(inner=transposed))
+    untold = route(scale_by_lmo(), optax.identity(), matrix_axes=transposed)
+    assert_same(steps_of(untold), steps_of(told))
+    assert not np.allclose(steps_of(untold)[0]["up"], steps_of(scale_by_lmo())[0]["up"])
+
+
+def test_a_plan_is_the_same_wherever_it_is_asked_for():
+    found = []
+
+    def mask(params):
+        found.append(plan(kernels()))
+        return jax.tree.map(lambda _: True, params)
+
+    tx = muon(1e-2, matrix_axes=transposed, weight_decay=0.1, weight_decay_mask=mask)
+    tx.init(kernels())
+    assert len(found) > 0
+    assert all(one == plan(kernels()) for one in found)
+
+
+def test_transformations_can_be_pickled_by_value():
+    """In an interpreter whose functions no type checker has wrapped."""
+    code = (
+        "import cloudpickle, jax.numpy as jnp, optax, optax_muon as m\n"
+        "params = {'kernel': jnp.eye(2, 3)}\n"
+        "by_hand = m.route(m.scale_by_muon(), optax.adam(1e-3))\n"
+        "for tx in m.muon(1e-3), m.normuon(1e-3), by_hand:\n"
+        "    tx = cloudpickle.loads(cloudpickle.dumps(tx))\n"
+        "    tx.update(params, tx.init(params), params)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
 
 
 def test_extra_arguments_reach_both_chains():

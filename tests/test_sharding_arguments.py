@@ -6,13 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_muon
-from optax_muon import KeepOut, NewtonSchulz, scale_by_muon, shardings_of
+from optax_muon import KeepOut, NewtonSchulz, route, scale_by_muon, shardings_of
 
 PARAMS = {
     "up": {"kernel": np.ones((16, 32), np.float32)},
@@ -200,12 +201,16 @@ class TestKeepOut:
         sharding = NamedSharding(mesh, P("fsdp"))
         placed = jax.device_put(params, sharding)
         counts = []
-        for argument in (sharding, KeepOut("dcn", sharding)):
-            tx = scale_by_muon(orthogonalizer=KELLER, sharding=argument)
+        within = scale_by_muon(orthogonalizer=KELLER, sharding=KeepOut("dcn"))
+        for tx in (
+            scale_by_muon(orthogonalizer=KELLER, sharding=sharding),
+            scale_by_muon(orthogonalizer=KELLER, sharding=KeepOut("dcn", sharding)),
+            route(within, optax.identity(), sharding=sharding),
+        ):
             state = jax.jit(tx.init)(placed)
             program = jax.jit(tx.update).lower(placed, state).compile()
             counts.append(hlo.Program(program.as_text()).counts())
-        assert counts == [{"all-to-all": 2, "all-gather": 1}, {"all-to-all": 2}]
+        assert counts == [{"all-to-all": 2, "all-gather": 1}, *[{"all-to-all": 2}] * 2]
 
     def test_an_axis_that_cuts_matrices_cannot_be_kept_out(self, mesh):
         sharding = KeepOut("dcn", NamedSharding(mesh, P("dcn", "fsdp")))

@@ -19,6 +19,8 @@ from optax_muon import (
     normalize_neurons,
     orthogonalize,
     plan,
+    route,
+    scale_by_lmo,
     scale_by_muon,
 )
 from optax_muon._mesh_axes import described
@@ -299,6 +301,23 @@ def test_an_ensemble_mapped_over_an_explicit_axis(shape, spec, columns):
         where = NamedSharding(mesh, P("ensemble", *spec))
         found = update(tx)(jax.device_put(members, where))
     close(found, update(alone)(members))
+
+
+def test_parts_for_all_other_leaves_take_the_sharding():
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
+    table = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    params, specs = {"embedding": table}, {"embedding": P(None, "x")}
+
+    def update(p, sharding):
+        tx = route(optax.identity(), scale_by_lmo(), sharding=sharding)
+        return tx.update(p, tx.init(p), p)[0]
+
+    with jax.set_mesh(mesh):
+        inside = jax.shard_map(
+            partial(update, sharding=specs), in_specs=(specs,), out_specs=specs
+        )
+        found = jax.jit(inside)(params)
+    close(found, update(params, None), atol=1e-5)  # of steps of up to 119
 
 
 def test_qdwh_says_what_it_needs():
