@@ -67,7 +67,7 @@ def markdown(document: dict) -> str:
 
 
 def reported(document: dict) -> list[str]:
-    """Tasks with runs on the reported seeds; those of `transfer` have none."""
+    """Tasks with reported runs of contestants; those of `transfer` have none."""
     return [
         task
         for task in document["results"].get("tasks", {})

@@ -30,7 +30,7 @@ class Line:
     """What is compared, at its best rate.
 
     Attributes:
-      name: in the results, beside its contestant in the table.
+      name: its part of the key of a case.
       contestant: whose optimizer it is.
       settings: its own, and the rate of the matrices where the search begins.
     """

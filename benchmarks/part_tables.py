@@ -11,12 +11,17 @@ import lengths
 import momenta
 import switching
 import transfer
+from contestants import START
 from ledger import SEEDS
 from rivals import ADAMW, SPLIT
 from table_words import LOSS, grid, number, spread, steps_in_words
 from verdicts import final, finals, median_crossing, names, steps_to_final
 
 DEFAULT = field.DEFAULT.name
+NEIGHBOURS = (
+    "rates are a factor of 2 apart, and so few seeds often do not tell the best one "
+    "from the next"
+)
 
 
 def tables(document: dict) -> list[str]:
@@ -74,7 +79,7 @@ def lasting(document: dict) -> str | None:
         f"**`{DEFAULT}`'s momentum** in runs of several lengths, each with the whole "
         f"schedule: final loss, the mean of tuning seeds "
         f"{' and '.join(map(str, momenta.MOMENTA_SEEDS))}, at the best rate for "
-        "matrices\n\n"
+        f"matrices; {NEIGHBOURS}\n\n"
     ) + grid(("optimizer", *(f"{n} steps" for n in momenta.LENGTHS)), rows)
 
 
@@ -94,10 +99,14 @@ def switched(document: dict) -> str | None:
             rows.append([f"{factor} times", spread(losses), steps_in_words(steps)])
     if not rows:
         return None
+    config = document["results"]["tasks"][task]
+    rival = finals(document, task, SPLIT.name)
+    rows.insert(0, [f"`{SPLIT.name}` itself", spread(rival), f"{config['steps']}"])
     return (
         f"**Coming from AdamW**: `{DEFAULT}` with the rates and the decay that "
         f"`{SPLIT.name}` won with, the matrices' rate times a factor, and momentum "
-        f"{switching.MOMENTUM:g}\n\n"
+        f"{switching.MOMENTUM:g}; {config['about']}, {config['steps']} steps, "
+        f"{config['unit']}, {len(SEEDS)} seeds\n\n"
     ) + grid(
         (
             "matrices' rate",
@@ -111,6 +120,8 @@ def switched(document: dict) -> str | None:
 def carried_over(document: dict) -> str | None:
     """The best rate of each width, and what the narrowest one's costs there."""
     narrow, rows = transfer.WIDTHS[0], []
+    if not transfer.is_whole(document, narrow):
+        return None
     best = {scale: transfer.best(document, narrow, scale) for scale in transfer.TRIED}
     for width in filter(
         functools.partial(transfer.is_whole, document), transfer.WIDTHS
@@ -119,6 +130,9 @@ def carried_over(document: dict) -> str | None:
         for scale, narrow_best in best.items():
             losses = dict(transfer.curve(document, width, scale))
             rate = transfer.best(document, width, scale)
+            if rate is None:
+                cells += ["diverged"] * 3
+                continue
             more = losses.get(narrow_best, math.inf) - losses[rate]
             costs = "diverged" if math.isinf(more) else f"{more:+.3f}"
             cells += [f"{rate:g}", number(losses[rate]), costs]
@@ -133,7 +147,9 @@ def carried_over(document: dict) -> str | None:
         "**Do rates carry over to wider models?** Learning rates of hidden matrices "
         f"that are best after {transfer.STEPS} steps of the GPT, by the scale of "
         f"`{DEFAULT}`; mean loss of {len(transfer.TRANSFER_SEEDS)} seeds, and how much "
-        f"more it is with the rate that is best at width {narrow}\n\n"
+        f"more it is with the rate that is best at width {narrow}. Momentum is "
+        f"{START['momentum']:g}, and embedding, head and norms have the rate "
+        f"{START['rest_learning_rate']:g} at every width; {NEIGHBOURS}\n\n"
     ) + grid(("width", *itertools.chain.from_iterable(heads)), rows)
 
 

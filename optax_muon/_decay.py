@@ -13,6 +13,10 @@ import optax
 from optax_muon import _checks
 from optax_muon._trace import at_count
 
+_MASKS = (
+    "None, a tree of bools (or prefix, but no bool alone), or a function from the "
+    "parameters to a tree of bools"
+)
 Stages = tuple[optax.GradientTransformation, optax.GradientTransformation]
 
 
@@ -99,7 +103,7 @@ def decay_mask(argument: str, mask: Any) -> Any:
 
     Args:
       argument: its name, for messages.
-      mask: a tree of bools (or prefix), a function that gives one, or None, which stays.
+      mask: a tree of bools (or prefix), a function that gives one, or None.
 
     Raises:
       ValueError, TypeError: a mask of another kind; when called, a tree that does not
@@ -107,6 +111,8 @@ def decay_mask(argument: str, mask: Any) -> Any:
     """
     if mask is None:
         return None
+    if isinstance(mask, (bool, np.bool_)):  # what a function of the step count gives
+        raise ValueError(_compiled_in(argument, mask))
     if not _is_function(mask):
         _check_bools(argument, mask)
     return functools.partial(_mask_for, argument, mask)
@@ -118,7 +124,7 @@ def _mask_for(argument: str, mask: Any, params: Any) -> Any:
         found = mask(params)
         _check_bools(f"{argument}(params)", found)
     try:
-        jax.tree.map(lambda *_: None, found, params)
+        jax.tree.map(lambda own, _: own, found, params)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{argument} gives {found}, which does not fit the parameters; it must be "
@@ -128,22 +134,27 @@ def _mask_for(argument: str, mask: Any, params: Any) -> Any:
 
 
 def _is_function(mask: Any) -> bool:
-    return callable(mask) and not isinstance(mask, type)
+    # Modules of Equinox can be called, and are trees: of bools, if they hold any.
+    functions = all(map(callable, jax.tree.leaves(mask)))
+    return callable(mask) and functions and not isinstance(mask, type)
 
 
 def _check_bools(argument: str, mask: Any) -> None:
     """Raise unless `mask` is a tree of bools, which decides what is compiled."""
-    wanted = "None, a tree of bools (or prefix), or a function params -> tree of bools"
     for leaf in jax.tree.leaves(mask):
         if isinstance(leaf, (bool, np.bool_)):
             continue
         if isinstance(leaf, (int, float, np.number, np.ndarray, jax.Array)):
-            raise ValueError(
-                f"{argument}={mask!r} must be {wanted}: it is compiled in. Name it in "
-                "static_args of optax.inject_hyperparams, which makes arrays of "
-                "numbers, and schedules of functions."
-            )
-        raise TypeError(f"{argument}={mask!r} must be {wanted}; it holds {leaf!r}.")
+            raise ValueError(_compiled_in(argument, mask))
+        raise TypeError(f"{argument}={mask!r} must be {_MASKS}; it holds {leaf!r}.")
+
+
+def _compiled_in(argument: str, mask: Any) -> str:
+    return (
+        f"{argument}={mask!r} must be {_MASKS}: it is compiled in. Name it in "
+        "static_args of optax.inject_hyperparams, which makes arrays of numbers and "
+        "takes functions for schedules."
+    )
 
 
 def _decaying(

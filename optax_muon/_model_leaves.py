@@ -134,8 +134,8 @@ def _roles(leaf: ModelLeaf) -> set[str | None]:
     """What its names say it is.
 
     Of a layer that is known, the layer's name tells as well: `lm_head/kernel`. A
-    parameter that no layer explains, such as `head/w` or `multi_head`, is only an
-    embedding or a table of positions if its own name says so: all else would be a guess.
+    parameter that no layer explains, such as `head/w` or `head`, is only an embedding
+    or a table of positions if its own name says so: all else would be a guess.
     """
     if leaf.declared:
         return {flax_role(path) for path in leaf.spoken}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_muon import _checks
 from optax_muon._by_path import MISSING, entries_by_path
 from optax_muon._enclosing import enclosing_matrix_axes
 from optax_muon._matrix_axes import (
@@ -124,8 +125,14 @@ def _view(rule: Rule, path: Path, leaf: jax.ShapeDtypeStruct) -> MatrixView | No
         )
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise UndecidedLeafError(
-            "no floating dtype, so it has no gradient; keep it out of the parameters, "
-            "or mask it with optax.masked"
+            "no floating dtype, so it has no gradient; keep it out of the parameters "
+            "(nnx.state(model, nnx.Param) does, of an NNX model), or mask it with "
+            "optax.masked"
+        )
+    if leaf.dtype.name not in _checks.FLOATS:
+        raise UndecidedLeafError(
+            "nothing can be computed in this dtype; train it as one of "
+            f"{', '.join(_checks.FLOATS)}"
         )
     axes = rule(path, leaf)
     if axes is None:
@@ -150,8 +157,9 @@ def _undecided(failures: list[str], decided: list[Route]) -> str:
     return (
         "optax_muon cannot decide how to optimize these leaves:\n"
         + "\n".join(failures)
-        + "\nPass matrix_axes=, either a rule (path, leaf) -> MatrixAxes | None (None: "
-        "AdamW) that decides them, such as optax_muon.stacked('layers') for layers "
+        + "\nWhere the dtype is no reason, pass matrix_axes=, either a rule (path, "
+        "leaf) -> MatrixAxes | None (None: AdamW) that decides them, such as "
+        "optax_muon.stacked('layers') for layers "
         "stacked by nn.scan, nnx.scan or vmap; or a tree of MatrixAxes | None like the "
         "parameters, such as MatrixAxes(fan_in=0, fan_out=(1, 2)) for a projection to "
         "(heads, head_dim), which optax_muon.axes_from_nnx(model) and "

@@ -238,9 +238,10 @@ def fused(
 def _is_matrix(inner: Callable[[Path, Any], Any], path: Path, leaf: Any) -> bool:
     """Whether a rule takes the leaf for a matrix."""
     try:
-        return isinstance(inner(path, leaf), MatrixAxes)
+        axes = inner(path, leaf)
     except UndecidedLeafError:
         return False
+    return isinstance(axes, MatrixAxes) and bool(axes.fan_in and axes.fan_out)
 
 
 def _check_leaf(rule: str, leaf: Any) -> None:

@@ -116,7 +116,7 @@ def complaints(params: Any, matrix_axes: Any = None) -> dict[str, str]:
     with pytest.raises(ValueError, match=r"\Aoptax_muon cannot decide") as caught:
         optax_muon.plan(params, matrix_axes)
     _, *lines, remedy = str(caught.value).splitlines()
-    assert remedy.startswith("Pass matrix_axes=")
+    assert remedy.startswith("Where the dtype is no reason, pass matrix_axes=")
     if "These were decided; are they what they seem?" in lines:
         lines = lines[: lines.index("These were decided; are they what they seem?")]
     listed = [re.fullmatch(r"  (\S+)  (\(.*?\)) (\S+): (.+)", line) for line in lines]

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from optax_muon import MatrixAxes, axes_from_equinox, axes_from_linen, axes_from_nnx
+from optax_muon import (
+    MatrixAxes,
+    axes_from_equinox,
+    axes_from_linen,
+    axes_from_nnx,
+    flax_matrix_axes,
+)
 
 X = jax.ShapeDtypeStruct((2, 8), jnp.float32)
 
@@ -90,6 +96,22 @@ def test_names_of_modules_around_do_not_explain_parameters(around):
     with pytest.raises(ValueError, match=f"  {around}/w  "):
         axes_from_nnx(model)
     assert axes_from_nnx(model, adamw=around) == {around: {"w": None}}
+
+
+@pytest.mark.parametrize("name", ["head", "lm_head", "multi_head", "logits"])
+def test_names_of_heads_do_not_explain_matrices(name):
+    """Until `others` decides them, by the default rule or otherwise."""
+    with pytest.raises(ValueError, match=rf"  {name}  \(8, 4\) .* made by no layer"):
+        axes_from_nnx(NNXRaw(name))
+    with pytest.raises(ValueError, match=rf"  {name}  \(8, 4\) .* made by no layer"):
+        axes_from_linen(LinenRaw(name), X)
+    assert axes_from_nnx(NNXRaw(name), others=flax_matrix_axes) == {name: None}
+    assert axes_from_linen(LinenRaw(name), X, others=flax_matrix_axes) == {name: None}
+
+
+def test_choices_that_meet_nothing_are_told_with_what_is_undecided():
+    with pytest.raises(ValueError, match=r"  w  \(8, 4\)[\s\S]*adamw: 'roter'"):
+        axes_from_nnx(NNXRaw("w"), adamw="roter")
 
 
 @pytest.mark.parametrize("name", ["pos_embedding", "pos", "patch_embed"])

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import statistics
 from pathlib import Path
 
 import jax
@@ -124,14 +125,19 @@ def test_speed_is_that_of_the_committed_benchmark():
 
 @pytest.mark.usefixtures("benchmark_modules")
 def test_effects_are_those_of_the_committed_comparison():
+    import conditions
     import convergence_table
     import part_tables
+    import verdicts
 
     results = ROOT / "benchmarks" / "results" / "convergence.json"
     document = json.loads(results.read_text())
     text = section("Recipes")
     assert f"\n\n{convergence_table.excerpt(document)}\n\n" in text
     assert f"\n\n{convergence_table.across(document)}\n\n" in text
+    for name in ("muon", "adamw", "adamw_split"):  # beside the example's own
+        mean = statistics.mean(verdicts.finals(document, conditions.FIRST, name))
+        assert f"`{name}` to {mean:.3f}" in section("Two commands")
     for table in (part_tables.lasting, part_tables.switched, part_tables.carried_over):
         assert f"\n\n{table(document)}\n\n" in text
     rows = re.findall(r"^\|[^|]*\|([^|]*)\| `(.*)` \|$", text, flags=re.M)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,7 +43,7 @@ def outcome(matrix, batch=1):
 BY_NAME = {
     # (shape, matrix; None is AdamW): paths
     ((6, 4), (6, 4)): "Dense_0/kernel up/kernel ahead/kernel head_norm/kernel w 0 "
-    "position_wise_ffn/kernel pos_proj/kernel",
+    "position_wise_ffn/kernel pos_proj/kernel ahead head_norm headless/w",
     ((3, 6, 4), (18, 4)): "Conv_0/kernel conv1/kernel convs/0/kernel my_conv/kernel",
     ((3, 2, 6, 4), (36, 4)): "Conv_0/kernel block/ConvTranspose_1/kernel",
     ((2, 3, 2, 6, 4), (72, 4)): "Conv_0/kernel",
@@ -53,7 +54,9 @@ BY_NAME = {
     "pos pos_embed W_pos wte Embed_0/embedding wpe/weight embed_tokens/weight "
     "lm_head/weight query/bias norm/scale logits_dense/kernel LogitDense_0/kernel "
     "logitdense/kernel heads/0/kernel lm_heads/kernel positional_encoding position "
-    "x/positions posemb/w tok_emb/weight emb/kernel embeds norm/gamma norm/beta",
+    "x/positions posemb/w tok_emb/weight emb/kernel embeds norm/gamma norm/beta "
+    "head heads lm_head LMHead classifier readout unembed W_unembed logits vocab_proj "
+    "head_w lm_head_kernel a/lm_head mlp.lm_head a/heads/0",
     ((5, 6, 4), None): "bias norm/scale pos_embed embedder/kernel head/kernel",
     ((6,), None): "w weight gamma Dense_0/kernel",
     ((), None): "temperature weight",
@@ -118,8 +121,16 @@ def test_a_weight_is_decided_by_its_axes():
 # --- stacked ------------------------------------------------------------------------
 
 
+def looks_whole(path, shape):
+    """A vector by its rank alone, a stack of which looks like a matrix."""
+    return len(shape) == 1 and path in ("w", "Dense_0/kernel")
+
+
+STACKS = [(path, *row) for path, *row in DECIDED if not looks_whole(path, row[0])]
+
+
 @settings(deadline=None)
-@given(st.sampled_from(DECIDED), st.integers(1, 4), st.data())
+@given(st.sampled_from(STACKS), st.integers(1, 4), st.data())
 def test_stacked_leaves_are_batches_of_what_one_layer_is(row, length, data):
     path, shape, matrix = row
     axis = data.draw(st.integers(-len(shape) - 1, len(shape)))
@@ -162,6 +173,50 @@ def test_a_list_of_separate_layers_is_no_stack():
     assert decide("layers/0/up/kernel", 6, 4) == ("muon", (6, 4), 1)
     rule = stacked("layers/[0-9]+")
     assert decide("layers/0/up/kernel", 7, 6, 4, rule=rule) == ("muon", (6, 4), 7)
+
+
+@pytest.mark.parametrize("name", ["kernel", "w", "up"])
+@pytest.mark.parametrize("axis", [0, -1])
+def test_layers_that_are_not_stacked(name, axis):
+    """Without an axis their matrices look like vectors, which are AdamW's."""
+    layers = {f"block_{i}": {name: shaped(8, 8), "bias": shaped(8)} for i in range(2)}
+    found = complaints(layers, stacked("block_.*/(kernel|w|up)", axis=axis))
+    assert found.keys() == {f"block_{i}/{name}" for i in range(2)}
+    for reason in found.values():
+        assert reason.startswith("rank 2 under stacked('block_.*/(kernel|w|up)')")
+        assert "is it stacked? One layer's would be (8,)" in reason
+
+
+def test_stacks_of_vectors():
+    """By their names, or by what `inner` says of them."""
+    vectors = {"bias": shaped(3, 8), "scale": shaped(3, 8), "weight": shaped(3, 8)}
+    layers = {"layers": vectors | {"kernel": shaped(3, 8, 4)}}
+    found = {leaf.path: leaf.matrix for leaf in plan(layers, stacked("layers")).leaves}
+    assert found.pop("layers/kernel") == (8, 4)
+    assert found == dict.fromkeys(f"layers/{name}" for name in vectors)
+
+    def inner(path, leaf):
+        return None if path[-1].key == "gain" else flax_matrix_axes(path, leaf)
+
+    gains = {"layers": {"gain": shaped(3, 8)}}
+    assert complaints(gains, stacked("layers")).keys() == {"layers/gain"}
+    assert plan(gains, stacked("layers", inner=inner)).leaves[0].optimizer == "adamw"
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        (stacked("layers"), "stacked('layers')"),
+        (optax_muon.fused("qkv", (4, 4)), "fused('qkv')"),
+    ],
+    ids=["stacked", "fused"],
+)
+def test_rules_that_are_taken_for_schedules(rule, name):
+    params = at("layers/up", jnp.ones((3, 4, 4)))
+    muon_of = optax.inject_hyperparams(optax_muon.muon)
+    with pytest.raises(TypeError, match="matrix_axes, in static_args") as error:
+        muon_of(0.1, matrix_axes=rule).init(params)
+    assert str(error.value).startswith(f"{name} was called without a leaf")
 
 
 @pytest.mark.parametrize(
@@ -278,6 +333,7 @@ def test_all_bad_leaves_of_every_kind_in_one_error():
         "complex": {"kernel": jnp.ones((2, 2), jnp.complex64)},
         "cube": {"kernel": jnp.ones((2, 3, 4))},
         "fine": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
+        "float8": {"kernel": jnp.ones((2, 3), jnp.float8_e4m3fn)},
         "ints": [jnp.ones(3, jnp.int32), jnp.ones((2, 2), jnp.uint8)],
         "key": jax.random.key(0),
         "torch": {"weight": jnp.ones((2, 3))},
@@ -287,6 +343,7 @@ def test_all_bad_leaves_of_every_kind_in_one_error():
         "bool": no_gradient,
         "complex/kernel": "complex leaves are not supported",
         "cube/kernel": "rank 3",
+        "float8/kernel": "nothing can be computed in this dtype",
         "ints/0": no_gradient,
         "ints/1": no_gradient,
         "key": no_gradient,

@@ -298,6 +298,10 @@ def test_a_scale_rule_may_use_jax_numpy(rng):
     np.testing.assert_allclose(update, expected, rtol=1e-6)
     with pytest.raises(TypeError, match=r"gave None for \(3, 4\)"):
         scale_by_muon(scale=lambda i, o: None).update(g, tx.init(g))
+    for number in (np.nan, np.inf):
+        bad = scale_by_muon(scale=lambda i, o, number=number: number)
+        with pytest.raises(ValueError, match=rf"gave {number} for \(3, 4\).*finite"):
+            bad.update(g, tx.init(g))
 
 
 class TestState:

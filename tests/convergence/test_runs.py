@@ -178,6 +178,15 @@ def test_transfer_runs_are_drawn(runs, tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(transfer, "WIDTHS", (32, 64, 128))  # 128 has not run
     assert part_tables.carried_over(book.document).splitlines() == lines
+    for rate in transfer.TRIED["mup"]:
+        case = f"transfer_64/mup/{rate}/0"
+        row = book.row("transfer", case) | {"validation_loss": None}
+        book.put("transfer", case, row)
+    *_, last = part_tables.carried_over(book.document).splitlines()
+    assert last.endswith(" | diverged | diverged | diverged |")
+    monkeypatch.setattr(transfer, "WIDTHS", (128, 64))  # nothing to hold 64 against
+    assert part_tables.carried_over(book.document) is None
+    monkeypatch.setattr(transfer, "WIDTHS", (32, 64))
     book.define("tasks", "gpt", small_task("gpt").conditions())
     convergence.main(["--out", str(out), "--report"])
     drawn = (tmp_path / "transfer.svg").read_bytes()
