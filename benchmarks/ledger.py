@@ -44,7 +44,7 @@ def environment() -> dict:
 
 
 # Parts whose rows are of one contestant, unless they name another.
-UNNAMED = {"momenta": "muon", "switching": "muon"}
+UNNAMED = dict.fromkeys(("momenta", "switching", "transfer"), "muon")
 
 
 class Ledger(Store):

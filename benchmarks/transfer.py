@@ -41,7 +41,7 @@ def measure(ledger: Ledger, check: Callable[[], None]) -> None:
             for scale, rates in TRIED.items():
                 for rate in rates:
                     case = key(task(width).name, scale, rate, seed)
-                    if ledger.row("transfer", case) is None:
+                    if row(ledger.document, width, scale, rate, seed) is None:
                         check()
                         ledger.put("transfer", case, run(width, scale, rate, seed))
             training.forget_programs()
@@ -49,10 +49,20 @@ def measure(ledger: Ledger, check: Callable[[], None]) -> None:
 
 def run(width: int, scale: str, rate: float, seed: int) -> dict:
     """One point of the figure, of one seed."""
-    settings = START | {"learning_rate": rate}
-    row = training.measure(task(width), contestant(scale), settings, seed)
-    say(f"transfer, width {width}, {scale}, seed {seed}", row)
-    return row
+    found = training.measure(task(width), contestant(scale), settings(rate), seed)
+    say(f"transfer, width {width}, {scale}, seed {seed}", found)
+    return found
+
+
+def settings(rate: float) -> dict:
+    return START | {"learning_rate": rate}
+
+
+def row(document: dict, width: int, scale: str, rate: float, seed: int) -> dict | None:
+    """A run; those of other settings than today's are measured anew."""
+    rows = document["results"].get("transfer", {})
+    found = rows.get(key(f"transfer_{width}", scale, rate, seed))
+    return found if found and found["settings"] == settings(rate) else None
 
 
 @functools.cache
@@ -70,9 +80,8 @@ def contestant(scale: str) -> Contestant:
 
 def is_whole(document: dict, width: int) -> bool:
     """Whether all runs of the width are there."""
-    rows = document["results"].get("transfer", {})
     return all(
-        key(f"transfer_{width}", scale, rate, seed) in rows
+        row(document, width, scale, rate, seed)
         for scale, rates in TRIED.items()
         for rate in rates
         for seed in TRANSFER_SEEDS
@@ -81,11 +90,10 @@ def is_whole(document: dict, width: int) -> bool:
 
 def curve(document: dict, width: int, scale: str) -> list[tuple[float, float]]:
     """(rate, mean final loss) where all seeds ran and none diverged, by rate."""
-    rows = document["results"].get("transfer", {})
     found = []
     for rate in TRIED[scale]:
-        cases = [key(f"transfer_{width}", scale, rate, s) for s in TRANSFER_SEEDS]
-        losses = [rows.get(case, {}).get("validation_loss") for case in cases]
+        rows = [row(document, width, scale, rate, seed) for seed in TRANSFER_SEEDS]
+        losses = [one and one["validation_loss"] for one in rows]
         if None not in losses:
             found.append((rate, statistics.mean(losses)))
     return found

@@ -211,12 +211,12 @@ def test_rows_of_the_default_alone_go_with_it(tmp_path):
     book = ledger.Ledger(tmp_path / "rows.json")
     for name in ("muon", "a"):
         book.define("contestants", name, {})
-    for part in ("momenta", "switching"):
+    for part in ("momenta", "switching", "transfer"):
         book.put(part, "gpt/150/100", {})
     book.put("momenta", "gpt/150/b/100", {})
     book.define("contestants", "b", {})
     assert book.forget("a") == 1
-    assert book.forget("muon") == 3
+    assert book.forget("muon") == 4
     assert book.forget("b") == 2
 
 

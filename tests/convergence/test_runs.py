@@ -158,6 +158,14 @@ def test_transfer_runs_are_drawn(runs, tmp_path, monkeypatch):
     runs.clear()
     convergence.main(["--out", str(out), "--part", "transfer"])
     assert runs == []
+    book = ledger.Ledger(out)
+    case = "transfer_64/mup/0.064/1"
+    other = book.row("transfer", case)
+    settings = other["settings"] | {"momentum": 0.5}
+    book.put("transfer", case, other | {"settings": settings})
+    assert not transfer.is_whole(book.document, 64)
+    convergence.main(["--out", str(out), "--part", "transfer"])
+    assert len(runs) == 1  # of other settings than today's
     document = ledger.load(out)
     # 0.128 and 0.256 diverged.
     losses = dict(transfer.curve(document, 64, "adam_rms"))
