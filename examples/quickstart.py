@@ -16,7 +16,7 @@ def main(steps: int = 200) -> float:
     layers = [nnx.Linear(m, n, rngs=rngs) for m, n in itertools.pairwise(widths)]
     model = nnx.Sequential(layers[0], nnx.gelu, layers[1], nnx.gelu, layers[2])
     # The output layer has no name that tells: AdamW shall have it, as it has biases.
-    axes = optax_muon.axes_from_nnx(model, adamw="layers/4")
+    axes = optax_muon.axes_from_nnx(model, adamw=layers[-1])
     print(optax_muon.plan(nnx.state(model, nnx.Param), matrix_axes=axes))
     # A rate for so small a model; a large one begins with AdamW's, such as 3e-3.
     tx = optax_muon.muon(0.02, matrix_axes=axes)

@@ -29,7 +29,8 @@ def shardings_of(params: Any) -> Any:
     Raises:
       TypeError: lists arrays with shardings of another kind, and leaves that are
         neither arrays nor any of the above.
-      ValueError: lists arrays that lie in another way than their metadata says.
+      ValueError: lists arrays that lie in another way than their metadata says; or
+        abstract arrays, none of which says how it will lie.
 
     >>> import jax.numpy as jnp
     >>> print(shardings_of({"kernel": jnp.ones((2, 3))}))
@@ -61,7 +62,18 @@ def shardings_of(params: Any) -> Any:
             + "\n".join(contradictions)
             + "\nMove them with jax.device_put, or pass them without their metadata."
         )
+    untold = all(told is None for told in found)
+    if untold and any(_is_abstract(leaf) for _, leaf in flat):
+        raise ValueError(
+            "shardings_of: nothing says how these abstract arrays will lie. Pass live "
+            "parameters, or give each jax.ShapeDtypeStruct its sharding, which "
+            "jax.eval_shape does not keep."
+        )
     return jax.tree.unflatten(treedef, found)
+
+
+def _is_abstract(leaf: Any) -> bool:
+    return any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(leaf))
 
 
 def _contradicts(live: NamedSharding, told: PartitionSpec | None, value: Any) -> bool:

@@ -1,6 +1,7 @@
 """The documentation tells the truth: its code runs, and its lists are complete."""
 
 import inspect
+import os
 import re
 import shlex
 import subprocess
@@ -38,6 +39,18 @@ def test_code_runs_in_order(page, monkeypatch, tmp_path):
         # Errors show the line of the page.
         source = "\n" * line_of(page, block) + block
         exec(compile(source, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("name", ["sharding", "checkpoints"])
+def test_code_on_meshes_runs_on_one_device(name, tmp_path):
+    """As a reader's machine may have; these tests have eight."""
+    code = "\n".join(blocks(DOCS / "guides" / f"{name}.md"))
+    code += "\nassert jax.device_count() == 1\n"
+    told = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
+    environment = os.environ | told | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True
+    )
 
 
 def test_commands_of_the_shell_run(monkeypatch, tmp_path, capsys):

@@ -183,6 +183,16 @@ def test_the_split_is_by_file_and_stable(texts, tmp_path):
     assert kept - {b""} <= files["validation"]
 
 
+def test_the_end_of_a_lone_file_is_held_out(tmp_path):
+    import corpus
+
+    (tmp_path / "all.txt").write_text("a" * 899 + "b" * 100)
+    text = corpus.load(tmp_path)
+    assert text.train.tobytes() == b"a" * 899 + b"b"
+    assert text.validation.tobytes() == b"b" * 99 + corpus.FILE_END
+    text.require(4, 16)
+
+
 def test_batches_depend_on_seed_and_step_alone(texts):
     import corpus
 
@@ -214,6 +224,7 @@ def test_files_that_are_no_text_are_left_out(tmp_path):
         (None, "no such folder"),
         ([], "no text files"),
         (["a"], "needs 34"),
+        (["a", "b"], "cut one into several"),
     ],
 )
 def test_unusable_data_is_explained(files, reason, tmp_path):

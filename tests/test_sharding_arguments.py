@@ -240,6 +240,11 @@ class TestShardingsOf:
         assert shardings_of(params) == {"up": up, "down": None}
         abstract = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=up)
         assert shardings_of({"up": abstract}) == {"up": up}
+        untold = {"down": jax.eval_shape(lambda: params["down"])}
+        assert shardings_of({"up": abstract} | untold) == {"up": up, "down": None}
+        with pytest.raises(ValueError, match=r"nothing says how .*eval_shape"):
+            shardings_of(untold)
+        assert shardings_of({}) == {}
 
     def test_nnx_metadata(self, mesh):
         class Model(nnx.Module):

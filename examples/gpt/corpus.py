@@ -76,13 +76,16 @@ class Corpus:
                     self.name,
                     f"its {split} split has {found} bytes, and a batch of {size} "
                     f"windows of {context + 1} bytes needs {needed}",
-                    "Add text files (about one file in ten goes to validation), or "
-                    "lower --batch or --context",
+                    "Add text files, or cut one into several (about one file in ten "
+                    "goes to validation), or lower --batch or --context",
                 )
 
 
 def load(folder: str | None = None) -> Corpus:
-    """The text files below `folder`, or the standard library's sources without one."""
+    """The text files below `folder`, or the standard library's sources without one.
+
+    The end of a lone file is the validation text.
+    """
     if folder is None:
         root = Path(sysconfig.get_paths()["stdlib"])
         name = f"the standard library of Python {platform.python_version()}"
@@ -95,22 +98,29 @@ def load(folder: str | None = None) -> Corpus:
         raise UsageError(
             "--data", name, "there is no such folder", "Name a folder of text files"
         )
-    splits = {"train": [], "validation": []}
+    texts = {}
     for path in sorted(paths):
         text = path.read_bytes()
         if _is_text(text):
-            relative = path.relative_to(root).as_posix()
-            splits[split_of(relative)].append(text + FILE_END)
-    if not any(splits.values()):
+            texts[path.relative_to(root).as_posix()] = text + FILE_END
+    if not texts:
         raise UsageError(
             "--data",
             name,
             "the folder holds no text files (UTF-8)",
             "Name a folder of text files",
         )
+    if len(texts) == 1:
+        (text,) = texts.values()
+        cut = int(len(text) * (1 - VALIDATION_SHARE))
+        splits = {"train": [text[:cut]], "validation": [text[cut:]]}
+    else:
+        splits = {"train": [], "validation": []}
+        for relative, text in texts.items():
+            splits[split_of(relative)].append(text)
     joined = {
-        split: np.frombuffer(b"".join(texts), np.uint8)
-        for split, texts in splits.items()
+        split: np.frombuffer(b"".join(parts), np.uint8)
+        for split, parts in splits.items()
     }
     return Corpus(name, **joined)
 
