@@ -15,7 +15,15 @@ from contestants import START
 from ledger import SEEDS
 from rivals import ADAMW, SPLIT
 from table_words import LOSS, grid, number, spread, steps_in_words
-from verdicts import final, finals, median_crossing, names, steps_to_final
+from verdicts import (
+    Difference,
+    final,
+    finals,
+    median_crossing,
+    names,
+    paired,
+    steps_to_final,
+)
 
 DEFAULT = field.DEFAULT.name
 NEIGHBOURS = (
@@ -91,30 +99,37 @@ def named(line: momenta.Line) -> str:
 def switched(document: dict) -> str | None:
     """What the default reaches at multiples of AdamW's rate, on the first task."""
     task, rows = conditions.FIRST, []
+    rival = finals(document, task, SPLIT.name)
     for factor in switching.FACTORS:
         found = switching.runs(document, task, factor)
-        if found:
-            steps = median_crossing(found, finals(document, task, SPLIT.name))
+        if rival and found:
             losses = [final(row) for row in found]
-            rows.append([f"{factor} times", spread(losses), steps_in_words(steps)])
+            less = difference_in_words(paired(losses, rival))
+            steps = steps_in_words(median_crossing(found, rival))
+            rows.append([f"{factor} times", spread(losses), less, steps])
     if not rows:
         return None
     config = document["results"]["tasks"][task]
-    rival = finals(document, task, SPLIT.name)
-    rows.insert(0, [f"`{SPLIT.name}` itself", spread(rival), f"{config['steps']}"])
+    rows.insert(0, [f"`{SPLIT.name}` itself", spread(rival), "", f"{config['steps']}"])
     return (
         f"**Coming from AdamW**: `{DEFAULT}` with the rates and the decay that "
         f"`{SPLIT.name}` won with, the matrices' rate times a factor, and momentum "
         f"{switching.MOMENTUM:g}; {config['about']}, {config['steps']} steps, "
-        f"{config['unit']}, {len(SEEDS)} seeds\n\n"
+        f"{config['unit']}, {len(SEEDS)} seeds; differences are taken seed by seed, "
+        "with half their 95 % interval\n\n"
     ) + grid(
         (
             "matrices' rate",
             LOSS,
+            f"less `{SPLIT.name}`'s",
             f"steps to `{SPLIT.name}`'s loss",
         ),
         rows,
     )
+
+
+def difference_in_words(found: Difference | None) -> str:
+    return f"{found.mean:+.3f} ± {found.margin:.3f}" if found else ""
 
 
 def carried_over(document: dict) -> str | None:
@@ -147,9 +162,10 @@ def carried_over(document: dict) -> str | None:
         "**Do rates carry over to wider models?** Learning rates of hidden matrices "
         f"that are best after {transfer.STEPS} steps of the GPT, by the scale of "
         f"`{DEFAULT}`; mean loss of {len(transfer.TRANSFER_SEEDS)} seeds, and how much "
-        f"more it is with the rate that is best at width {narrow}. Momentum is "
-        f"{START['momentum']:g}, and embedding, head and norms have the rate "
-        f"{START['rest_learning_rate']:g} at every width; {NEIGHBOURS}\n\n"
+        f"more it is with the rate that is best at width {narrow}. Only the scale of "
+        f"hidden matrices changes: momentum is {START['momentum']:g}, and embedding, "
+        f"head and norms have the rate {START['rest_learning_rate']:g} at every "
+        f"width; {NEIGHBOURS}\n\n"
     ) + grid(("width", *itertools.chain.from_iterable(heads)), rows)
 
 

@@ -85,8 +85,14 @@ def leaders(document: dict, task: str, names: Iterable[str], count: int) -> list
 
 def difference(document: dict, task: str, name: str, other: str) -> Difference | None:
     """Of a contestant from another; None without finite losses of both."""
-    mine, theirs = (finals(document, task, one) for one in (name, other))
-    if name == other or not mine or not theirs or math.inf in (*mine, *theirs):
+    if name == other:
+        return None
+    return paired(finals(document, task, name), finals(document, task, other))
+
+
+def paired(mine: list[float], theirs: list[float]) -> Difference | None:
+    """Of losses from others, seed by seed; None without finite ones of both."""
+    if not mine or not theirs or math.inf in (*mine, *theirs):
         return None
     pairs = [a - b for a, b in zip(mine, theirs, strict=True)]
     error = statistics.stdev(pairs) / math.sqrt(len(pairs))
