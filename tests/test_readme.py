@@ -21,6 +21,12 @@ def section(title):
     return re.split(r"^## ", README.split(f"## {title}\n")[1], flags=re.M)[0]
 
 
+def cells(table, name):
+    """Those of the row that begins with the name."""
+    row = re.search(rf"^\| `{name}` \|.*$", table, flags=re.M).group()
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
 def test_code_blocks_run_in_order(capsys):
     namespace = {}
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
@@ -140,6 +146,10 @@ def test_effects_are_those_of_the_committed_comparison():
         assert f"`{name}` to {mean:.3f}" in section("Two commands")
     for table in (part_tables.lasting, part_tables.switched, part_tables.carried_over):
         assert f"\n\n{table(document)}\n\n" in text
+    _, step, quartiles, seconds, _ = cells(part_tables.step_times(document), "muon")
+    theirs = cells(part_tables.step_times(document), "adamw_split")[3]
+    assert f"{step} times `adamw`'s (quartiles {quartiles})" in text
+    assert f"after {seconds} seconds where that one takes {theirs}." in text
     rows = re.findall(r"^\|[^|]*\|([^|]*)\| `(.*)` \|$", text, flags=re.M)
     for name in convergence_table.names(document):
         cell = convergence_table.effect(document, name)

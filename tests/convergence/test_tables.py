@@ -53,8 +53,12 @@ def document():
             "times": {
                 "gpt": {
                     "processors": 2,
-                    "seconds": {"muon": {"median": 0.5}, "good": {"median": 0.25}},
-                    "by_adamw": {"muon": {"median": 1.234}, "good": {"median": 0.6}},
+                    "seconds": {"adamw": {"median": 0.4}},
+                    "by_adamw": {
+                        "adamw": {"median": 1, "quartiles": [1, 1], "count": 7},
+                        "muon": {"median": 1.25, "quartiles": [1.2, 1.307]},
+                        "good": {"median": 0.6, "quartiles": [0.59, 0.7]},
+                    },
                 }
             },
         },
@@ -98,12 +102,15 @@ def test_the_table_says_what_the_rows_say():
     assert "- `good`: is it" in text
     assert "Not all runs yet: new." in text
     assert "states of" not in text
-    # Wall-clock: 273.7 steps of half a second, 259.2 of a quarter; the quickest first.
+    # Wall-clock: 273.7 steps of half a second, 259.2 of 0.24; the quickest first.
     assert found[7:] == [
-        ("good", ["0.60", *("65", "61")]),
-        ("muon", ["1.23", *("137", "126")]),
+        ("good", ["0.60", "0.59 to 0.70", *("62", "58")]),
+        ("adamw", ["1.00", "1.00 to 1.00", *("never", "120")]),
+        ("muon", ["1.25", "1.20 to 1.31", *("137", "126")]),
     ]
-    assert "on 2 processors of a Z80" in text
+    assert "on 2 processors (Z80)" in text
+    assert "7 rounds" in text
+    assert "step taking 400 ms" in text
 
 
 def test_across_tasks_are_those_that_ran_on_all():
