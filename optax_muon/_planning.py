@@ -101,7 +101,7 @@ def plan(
         _checks.float_dtype("adam_dtype", adam_dtype),
     )
     with told_nothing():
-        layout, whole = whole_leaves(params, sharding, "plan")
+        layout, whole = whole_leaves(jax.tree.map(_planned, params), sharding, "plan")
         decided = routes(whole, matrix_axes)
     training = training_flops(whole, decided, tokens)
     return Plan(
@@ -111,6 +111,13 @@ def plan(
         devices=layout.devices,
         training_flops=None if training is None else training / layout.devices,
     )
+
+
+def _planned(leaf: Any) -> Any:
+    """The leaf wherever it lies: a plan may be of a mesh that it is to be put on."""
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
 def _leaves(

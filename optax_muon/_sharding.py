@@ -163,6 +163,7 @@ def _told_layout(
         try:
             spec = _checked(entry, local, seen, manual)
             _check_type(leaf, spec, set(manual) - set(kept_out))
+            _check_devices(leaf, mesh)
             specs.append(spec)
             shapes.append(_global_shape(local, spec, seen, manual))
         except ValueError as error:
@@ -261,6 +262,20 @@ def _check_type(leaf: Any, spec: Spec, held_apart: set[str]) -> None:
         raise ValueError(
             f"it differs along mesh axes {varying}, which its spec says hold copies; "
             "average gradients over them first (jax.lax.pmean), or KeepOut them"
+        )
+
+
+def _check_devices(leaf: Any, mesh: Any) -> None:
+    """Raise if an array, outside jit, lies on other devices than the mesh has."""
+    known = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    if not (known and leaf.committed and isinstance(mesh, jax.sharding.Mesh)):
+        return
+    own, told = leaf.sharding, list(mesh.devices.flat)
+    there = list(own.mesh.devices.flat) if isinstance(own, NamedSharding) else None
+    if there != told if there else own.device_set != set(told):
+        raise ValueError(
+            f"it lies on {len(own.device_set)} device(s), but the mesh has {len(told)},"
+            " and JAX needs the same ones in the same order"
         )
 
 

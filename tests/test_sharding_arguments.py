@@ -123,6 +123,26 @@ class TestRefused:
         with pytest.raises(ValueError, match="several meshes"):
             scale_by_muon(sharding=sharding).init(PARAMS)
 
+    @pytest.mark.parametrize(
+        ("lies_on", "count"),
+        [("one", 1), ("half", 4), ("reversed", 8)],
+    )
+    def test_another_mesh_than_the_parameters(self, mesh, lies_on, count):
+        """Outside jit; within, JAX's own error names the devices of both."""
+        devices = np.array(jax.devices())
+        own = {"one": devices[:1], "half": devices[:4], "reversed": devices[::-1]}
+        lying = NamedSharding(jax.sharding.Mesh(own[lies_on], ("x",)), P())
+        params = jax.device_put(PARAMS, devices[0] if lies_on == "one" else lying)
+        sharding = NamedSharding(mesh, P("fsdp"))
+        reason = rf"kernel.*it lies on {count} device\(s\), but the mesh has 8"
+        for tx in (
+            scale_by_muon(sharding=sharding),
+            optax_muon.muon(1, sharding=sharding),
+        ):
+            with pytest.raises(ValueError, match=reason):
+                tx.init(params)
+        assert placements(sharding, params) == placements(sharding)  # a plan may ask
+
     def test_leaves_without_an_entry_and_entries_without_a_leaf(self, mesh):
         with pytest.raises(ValueError, match=r"down/kernel.*no entry for it"):
             scale_by_muon(sharding={"up": NamedSharding(mesh, P())}).init(PARAMS)
