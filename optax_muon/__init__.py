@@ -2,7 +2,7 @@
 
 The pipeline, in the order of the code:
 
-    gradient -> route (_route, _resolution; _rules, _axes_from_model,
+    gradient -> route (_route, _resolution; _rules, _combinators, _axes_from_model,
                        _axes_from_logical, _haiku)
       -> momentum (_trace, _momentum; _soap) -> balance neurons (_norms)
       -> [ view as matrices (_placement) -> stack (_stacking)
@@ -56,6 +56,8 @@ from optax_muon._axes_from_model import axes_from_linen as axes_from_linen
 from optax_muon._axes_from_model import axes_from_nnx as axes_from_nnx
 from optax_muon._choice import Choice as Choice
 from optax_muon._coefficients import COEFFICIENTS as COEFFICIENTS
+from optax_muon._combinators import fused as fused
+from optax_muon._combinators import stacked as stacked
 from optax_muon._convert import from_optax_state as from_optax_state
 from optax_muon._convert import to_optax_state as to_optax_state
 from optax_muon._decay import (
@@ -109,8 +111,6 @@ from optax_muon._records import MonitorState as MonitorState
 from optax_muon._records import read_records as read_records
 from optax_muon._route import route as route
 from optax_muon._rules import flax_matrix_axes as flax_matrix_axes
-from optax_muon._rules import fused as fused
-from optax_muon._rules import stacked as stacked
 from optax_muon._scaling import scale_by_shape as scale_by_shape
 from optax_muon._scion import scion as scion
 from optax_muon._shampoo import scale_by_shampoo as scale_by_shampoo

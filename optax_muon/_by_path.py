@@ -41,7 +41,7 @@ def entries_by_path(
         raise TypeError(
             f"{argument} holds leaves that are neither {kind} nor None: {bad}."
         )
-    known = [names for names, _ in _flat(tree, _is_hole)]
+    known = names_of(tree)
     unused = [
         "/".join(entry)
         for entry in found
@@ -62,6 +62,11 @@ def entries_by_path(
         return MISSING
 
     return entry_of
+
+
+def names_of(tree: Any) -> list[tuple[str, ...]]:
+    """The names along the path of each leaf, also of those that a mask holds back."""
+    return [names for names, _ in _flat(tree, _is_hole)]
 
 
 def _flat(

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from optax_muon import _checks
+from optax_muon._combinators import unmet
 from optax_muon._enclosing import enclosing_matrix_axes
 from optax_muon._functions import OrthogonalizerLike
 from optax_muon._matrix_axes import MatrixAxes, Path, UndecidedLeafError, path_name
@@ -245,12 +246,15 @@ def _balls(rule: Rule, tree: Any) -> Any:
         except UndecidedLeafError as error:
             name = path_name(path)
             failures.append(f"  {name}  {leaf.shape} {leaf.dtype}: {error}")
+    no_match = unmet(rule, tree)
     if failures:
         raise ValueError(
             "scale_by_lmo needs a NormBall for every leaf, but has none for these:\n"
             + "\n".join(failures)
             + "\nPass norm_balls=, a rule (path, leaf) -> NormBall such as "
             "optax_muon.flax_norm_balls() or optax_muon.stacked('layers', "
-            "inner=optax_muon.flax_norm_balls()), or a tree of NormBall."
+            "inner=optax_muon.flax_norm_balls()), or a tree of NormBall." + no_match
         )
+    if no_match:
+        raise ValueError(f"norm_balls says something of no parameter.{no_match}")
     return jax.tree.unflatten(treedef, balls)

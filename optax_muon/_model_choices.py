@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 
+from optax_muon._combinators import components
 from optax_muon._matrix_axes import MatrixAxes, Path, UndecidedLeafError, path_name
-from optax_muon._rules import Rule, components
+from optax_muon._rules import Rule
 
 Choice = Any
 """A pattern of a path's components, a class of modules, or a module itself."""

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optax_muon._casts import widen
+from optax_muon._combinators import unmet
 from optax_muon._matrix_axes import Path, UndecidedLeafError
 from optax_muon._qk_leaves import QKLeaf, QKView
 from optax_muon._qk_rules import QKRule, leaf_names
@@ -55,6 +56,7 @@ def attentions(tree: Any, rule: QKRule) -> dict[Names, Attention]:
             found[names] = _attention(leaves)
         except UndecidedLeafError as error:
             problems.append(f"  {_joined(names)}: {error}")
+    no_match = unmet(rule, tree)
     if problems:
         raise ValueError(
             "qk_clip cannot clip these leaves and attentions:\n"
@@ -62,8 +64,10 @@ def attentions(tree: Any, rule: QKRule) -> dict[Names, Attention]:
             + "\nPass rule=, a function (path, leaf) -> QKLeaf | None (None: no part "
             "in the logits), such as optax_muon.stacked('layers', "
             "inner=optax_muon.flax_qk_leaves) for layers stacked by nn.scan, nnx.scan "
-            "or vmap."
+            "or vmap." + no_match
         )
+    if no_match:
+        raise ValueError(f"qk_clip's rule says something of no parameter.{no_match}")
     return found
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from optax_muon import _checks
 from optax_muon._by_path import MISSING, entries_by_path
+from optax_muon._combinators import unmet
 from optax_muon._enclosing import enclosing_matrix_axes
 from optax_muon._matrix_axes import (
     MatrixAxes,
@@ -42,7 +43,8 @@ def routes(tree: Any, matrix_axes: MatrixAxesLike = None) -> list[Route]:
 
     Raises:
       ValueError: lists every leaf that is undecided, or that no optimizer can take,
-        with path, shape, reason and remedy.
+        with path, shape, reason and remedy; or names patterns of `stacked` and `fused`
+        that match no leaf.
       TypeError: `matrix_axes` of another type.
     """
     rule = as_rule(tree, enclosing_matrix_axes(matrix_axes))
@@ -55,8 +57,11 @@ def routes(tree: Any, matrix_axes: MatrixAxesLike = None) -> list[Route]:
             found.append(Route(name, shape, dtype, view))
         except UndecidedLeafError as error:
             failures.append(f"  {name}  {shape} {dtype}: {error}")
+    no_match = unmet(rule, tree)
     if failures:
-        raise ValueError(_undecided(failures, found))
+        raise ValueError(_undecided(failures, found) + no_match)
+    if no_match:
+        raise ValueError(f"matrix_axes says something of no parameter.{no_match}")
     return found
 
 

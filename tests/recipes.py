@@ -161,7 +161,7 @@ RECIPES = {
             "scale": lambda fan_in, fan_out: fan_out / fan_in,
             "weight_decay": 0.1,
             "weight_decay_mask": lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree),
-            "matrix_axes": optax_muon.stacked("layers"),
+            "matrix_axes": optax_muon.flax_matrix_axes,
         },
         static_args=("orthogonalizer", "scale", "weight_decay_mask", "matrix_axes"),
     ),

@@ -133,7 +133,9 @@ class TestModules:
         """Recorded inside jit and gradients, and taken by nnx.Optimizer as it is."""
         x = jnp.asarray(rng.normal(size=(2, TOKENS, WIDTH)), jnp.float32)
         model = NNXModel(nnx.Rngs(0), kind, key_heads)
-        rule = stacked("layers", inner=flax_qk_leaves)
+        rule = flax_qk_leaves
+        if kind == "scanned":
+            rule = stacked("layers", inner=rule)
         optimizer = nnx.Optimizer(
             model, optax.chain(optax.sgd(0.0), qk_clip(0.1, rule=rule)), wrt=nnx.Param
         )

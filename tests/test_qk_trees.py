@@ -139,6 +139,15 @@ class TestRules:
         with pytest.raises(ValueError, match=r"layers \[\(\), \(2,\)\]"):
             qk_clip(rule=rule).init(params)
 
+    def test_patterns_that_match_nothing(self, rng):
+        params = attention(rng, bias=False)
+        rule = stacked("layers", inner=flax_qk_leaves)
+        with pytest.raises(ValueError, match=r"that stacked\('layers'\) matches"):
+            qk_clip(rule=rule).init(params)
+        params["query"]["kernel"] = jnp.ones((2, D, 4, HEAD_DIM))  # undecided, too
+        with pytest.raises(ValueError, match=r"cannot clip[\s\S]*stacked\('layers'\)"):
+            qk_clip(rule=rule).init(params)
+
     def test_axes_and_sizes_that_do_not_fit(self):
         leaf = {"w": jnp.ones((D, 4, HEAD_DIM))}
         for fields in (

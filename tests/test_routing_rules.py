@@ -1,5 +1,7 @@
 """Rules, the default one and others: what they decide and what they refuse."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -137,8 +139,11 @@ def test_stacked_leaves_are_batches_of_what_one_layer_is(row, length, data):
     whole = list(shape)
     whole.insert(axis % (len(shape) + 1), length)
     rule = stacked("layers", axis=axis)
-    assert decide(f"layers/{path}", *whole, rule=rule) == outcome(matrix, length)
-    assert decide(f"others/{path}", *shape, rule=rule) == outcome(matrix)
+    leaves = {"layers": at(path, shaped(*whole)), "others": at(path, shaped(*shape))}
+    assert table_of(plan(leaves, rule)) == {
+        f"layers/{path}": outcome(matrix, length),
+        f"others/{path}": outcome(matrix),
+    }
 
 
 @pytest.mark.parametrize(
@@ -158,11 +163,13 @@ def test_stacked_leaves_are_batches_of_what_one_layer_is(row, length, data):
     ],
 )
 def test_stacked_matches_whole_components(pattern, path, matches):
-    rule = stacked(pattern)
+    leaf = at(path, shaped(7, 6, 4))
     if matches:
-        assert decide(path, 7, 6, 4, rule=rule) == ("muon", (6, 4), 7)
-    else:
-        assert complaints(at(path, shaped(7, 6, 4)), rule).keys() == {path}
+        assert table_of(plan(leaf, stacked(pattern)))[path] == ("muon", (6, 4), 7)
+        return
+    message = rf"cannot decide[\s\S]*  {path}  [\s\S]*\nNo parameter has a path that "
+    with pytest.raises(ValueError, match=message + re.escape(f"stacked({pattern!r})")):
+        plan(leaf, stacked(pattern))
 
 
 def test_a_list_of_separate_layers_is_no_stack():
@@ -258,10 +265,56 @@ def test_a_rules_own_mistake_is_not_taken_for_indecision():
 def test_stacks_of_stacks():
     rule = stacked("stages", inner=stacked("layers", axis=1))
     # One stage's leaf is [fan_in, layers, fan_out].
-    path = "stages/layers/up/kernel"
-    assert decide(path, 2, 6, 3, 4, rule=rule) == ("muon", (6, 4), 2 * 3)
-    assert decide("stages/up/kernel", 2, 6, 4, rule=rule) == ("muon", (6, 4), 2)
-    assert decide("layers/up/kernel", 6, 3, 4, rule=rule) == ("muon", (6, 4), 3)
+    stages = {"layers": {"up": shaped(2, 6, 3, 4)}, "up": shaped(2, 6, 4)}
+    found = plan({"stages": stages, "layers": {"up": shaped(6, 3, 4)}}, rule)
+    assert table_of(found) == {
+        **muon(6, 4, "stages/layers/up", batch=2 * 3),
+        **muon(6, 4, "stages/up", batch=2),
+        **muon(6, 4, "layers/up", batch=3),
+    }
+
+
+# A misspelt pattern: without the error, the kernel would be one matrix.
+MISSPELT = optax_muon.fused("qvk", (4, 4))
+FUSED = {"qkv": {"kernel": jnp.ones((6, 8)), "bias": jnp.ones(8)}}
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax_muon.muon(0.1, matrix_axes=MISSPELT),
+        optax_muon.muon(0.1, matrix_axes=stacked("qkv/bias", inner=MISSPELT)),
+        optax_muon.route(
+            optax_muon.scale_by_muon(), optax.sgd(0.1), matrix_axes=MISSPELT
+        ),
+        optax_muon.scale_by_lmo(stacked("qvk", inner=optax_muon.flax_norm_balls())),
+    ],
+    ids=["muon", "inner", "route", "lmo"],
+)
+def test_patterns_that_match_no_parameter(tx):
+    message = r"of no parameter\.\nNo parameter has a path that \w+\('qvk'\) matches\."
+    with pytest.raises(ValueError, match=message):
+        tx.init(FUSED)
+
+
+def test_patterns_that_match_masked_leaves_alone():
+    """As where one optimizer has the attentions, and this one has the rest."""
+    rule = optax_muon.fused("qkv", (4, 4))
+    params = FUSED | {"up": jnp.ones((6, 4))}
+    mask = {"qkv": False, "up": True}
+    tx = optax_muon.scale_by_muon(matrix_axes=rule)
+    optax.masked(tx, mask).init(params)
+    tx.init({"qkv": None, "up": params["up"]})
+    with pytest.raises(ValueError, match="'qkv'"):
+        tx.init({"up": params["up"]})
+
+
+def test_a_rule_for_several_models_is_a_function_of_ones_own():
+    rule = stacked("layers")
+    params = {"up": shaped(6, 4)}
+    with pytest.raises(ValueError, match="lambda path, leaf: rule"):
+        plan(params, rule)
+    assert plan(params, lambda path, leaf: rule(path, leaf)).leaves[0].matrix == (6, 4)
 
 
 def test_stacked_hands_one_layer_to_the_rule_of_the_user():
