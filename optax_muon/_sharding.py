@@ -1,16 +1,22 @@
 """Which mesh axes shard each leaf: told by the argument `sharding`, or by the types."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from optax_muon._by_path import MISSING, entries_by_path
+from optax_muon._by_path import entries_by_path
 from optax_muon._enclosing import enclosing_sharding
-from optax_muon._layout import Layout, Spec
+from optax_muon._layout import Layout
+from optax_muon._leaf_specs import (
+    explicit_axes,
+    global_shape,
+    spec_of,
+    told_spec,
+    typed_sharding,
+)
 from optax_muon._matrix_axes import Path, path_name
 
 ShardingLike = Any
@@ -97,12 +103,12 @@ def read_layout(tree: Any, sharding: ShardingLike, transformation: str) -> Layou
 def _typed_layout(leaves: list[Any], transformation: str) -> Layout:
     """From sharding-in-types: only Explicit axes show there."""
     shapes = tuple(jnp.shape(leaf) for leaf in leaves)
-    typed = [_typed(leaf) for leaf in leaves]
+    typed = [typed_sharding(leaf) for leaf in leaves]
     meshes = [t.mesh for t in typed if t is not None]
     if not meshes:
         return Layout(shapes, tuple(((),) * len(shape) for shape in shapes))
     mesh = meshes[0]
-    explicit = _explicit_axes(mesh)
+    explicit = explicit_axes(mesh)
     if AxisType.Auto in mesh.axis_types:
         raise ValueError(
             f"{transformation}: sharding=None reads the types, but of the mesh axes "
@@ -110,7 +116,7 @@ def _typed_layout(leaves: list[Any], transformation: str) -> Layout:
             "sharding=optax_muon.shardings_of(params), from outside jit."
         )
     specs = tuple(
-        ((),) * len(shape) if t is None else _spec(t.spec, len(shape))
+        ((),) * len(shape) if t is None else spec_of(t.spec, len(shape))
         for t, shape in zip(typed, shapes, strict=True)
     )
     in_context = not jax.sharding.get_abstract_mesh().empty
@@ -120,25 +126,6 @@ def _typed_layout(leaves: list[Any], transformation: str) -> Layout:
         sizes=tuple((name, mesh.shape[name]) for name in explicit),
         enter=explicit,
         mesh=None if in_context else mesh,
-    )
-
-
-def _typed(leaf: Any) -> NamedSharding | None:
-    """The leaf's sharding if its type tells one."""
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        sharding = leaf.sharding
-    else:
-        sharding = jax.typeof(leaf).sharding
-    if isinstance(sharding, NamedSharding) and _explicit_axes(sharding.mesh):
-        return sharding
-    return None
-
-
-def _explicit_axes(mesh: Any) -> tuple[str, ...]:
-    return tuple(
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Explicit
     )
 
 
@@ -161,11 +148,9 @@ def _told_layout(
     for (path, leaf), entry in zip(flat, entries, strict=True):
         local = jnp.shape(leaf)
         try:
-            spec = _checked(entry, local, seen, manual)
-            _check_type(leaf, spec, set(manual) - set(kept_out))
-            _check_devices(leaf, mesh)
+            spec = told_spec(leaf, entry, seen, mesh, manual, kept_out)
             specs.append(spec)
-            shapes.append(_global_shape(local, spec, seen, manual))
+            shapes.append(global_shape(local, spec, seen, manual))
         except ValueError as error:
             name = path_name(path)
             failures.append(f"  {name}  {local}: {error}")
@@ -208,93 +193,3 @@ def _one_mesh(entries: list[Any], transformation: str) -> Any:
             "context; call jax.set_mesh(mesh) first, or pass NamedShardings."
         )
     return next(iter(meshes), None)
-
-
-def _checked(entry: Any, local: tuple[int, ...], mesh: Any, manual: Any) -> Spec:
-    if entry is MISSING:
-        raise ValueError("the tree `sharding` has no entry for it")
-    partition = entry.spec if isinstance(entry, NamedSharding) else entry
-    partition = PartitionSpec() if partition is None else partition
-    kind = entry.memory_kind if isinstance(entry, NamedSharding) else None
-    if kind is not None and "host" in kind:
-        raise ValueError(
-            f"memory_kind={kind!r}; moments are kept in device memory only"
-        )
-    if len(partition) > len(local):
-        raise ValueError(f"{partition} has more entries than the leaf has axes")
-    if PartitionSpec.UNCONSTRAINED in tuple(partition):
-        raise ValueError(f"{partition} leaves an axis to the compiler; name its axes")
-    spec = _spec(partition, len(local))
-    used = [name for axes in spec for name in axes]
-    unknown = [name for name in used if name not in mesh.shape]
-    if unknown:
-        raise ValueError(
-            f"{partition} names {unknown}, but the mesh axes are {list(mesh.shape)} "
-            "(logical names are to be translated first)"
-        )
-    if len(set(used)) < len(used):
-        raise ValueError(f"{partition} names a mesh axis twice")
-    for axis, (size, axes) in enumerate(zip(local, spec, strict=True)):
-        parts = math.prod(mesh.shape[name] for name in axes if name not in manual)
-        if size % parts:
-            raise ValueError(
-                f"axis {axis} of length {size} cannot be cut into {parts} equal parts "
-                f"over {axes}"
-            )
-    return spec
-
-
-def _check_type(leaf: Any, spec: Spec, held_apart: set[str]) -> None:
-    """Raise if the leaf's type says something else than `spec`."""
-    typed = _typed(leaf)
-    if typed is not None:
-        explicit = _explicit_axes(typed.mesh)
-        visible = tuple(tuple(n for n in axes if n in explicit) for axes in spec)
-        if _spec(typed.spec, len(spec)) != visible:
-            raise ValueError(
-                f"its type says {typed.spec}; jax.reshard it, or mend that"
-            )
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return
-    named = {name for axes in spec for name in axes}
-    varying = sorted((jax.typeof(leaf).manual_axis_type.varying & held_apart) - named)
-    if varying:
-        raise ValueError(
-            f"it differs along mesh axes {varying}, which its spec says hold copies; "
-            "average gradients over them first (jax.lax.pmean), or KeepOut them"
-        )
-
-
-def _check_devices(leaf: Any, mesh: Any) -> None:
-    """Raise if an array, outside jit, lies on other devices than the mesh has."""
-    known = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
-    if not (known and leaf.committed and isinstance(mesh, jax.sharding.Mesh)):
-        return
-    own, told = leaf.sharding, list(mesh.devices.flat)
-    there = list(own.mesh.devices.flat) if isinstance(own, NamedSharding) else None
-    if there != told if there else own.device_set != set(told):
-        raise ValueError(
-            f"it lies on {len(own.device_set)} device(s), but the mesh has {len(told)},"
-            " and JAX needs the same ones in the same order"
-        )
-
-
-def _global_shape(
-    local: tuple[int, ...], spec: Spec, mesh: Any, manual: Any
-) -> tuple[int, ...]:
-    return tuple(
-        size * math.prod(mesh.shape[name] for name in axes if name in manual)
-        for size, axes in zip(local, spec, strict=True)
-    )
-
-
-def _spec(partition: PartitionSpec, rank: int) -> Spec:
-    if partition.unreduced:
-        raise ValueError(
-            f"{partition} is not summed yet over {sorted(partition.unreduced)}; "
-            "jax.reshard it first"
-        )
-    entries = [*tuple(partition), *(None,) * (rank - len(partition))]
-    return tuple(
-        () if e is None else (e,) if isinstance(e, str) else tuple(e) for e in entries
-    )
