@@ -6,11 +6,13 @@ pattern that matches no parameter is an error wherever rules are applied (`unmet
 
 import abc
 import dataclasses
+import difflib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import optax
 
 from optax_muon._by_path import names_of
 from optax_muon._matrix_axes import (
@@ -96,37 +98,59 @@ def fused(
     return _Fused(pattern, inner, f"{side}_parts", lengths)
 
 
-def unmet(rule: Any, tree: Any) -> str:
+def unmet(argument: str, rule: Any, tree: Any) -> str:
     """A line for an error, if patterns in `rule` match no path of `tree`, or "".
 
-    Leaves that a mask holds back count. A rule that is a function of the user's own
-    hides those that it calls; an empty tree, as `optax.tree.map_params` has, meets all.
+    An empty tree, as `optax.tree.map_params` has, meets all; and so does one with holes
+    of a mask, which may be whole branches. A rule that is a function of the user's own
+    hides those that it calls; one that is an `Asking` does not.
     """
+    leaves = jax.tree.leaves(tree, is_leaf=_is_masked)
+    if any(map(_is_masked, leaves)):
+        return ""
     paths = ["/".join(names) or "(root)" for names in names_of(tree)]
+    return unmet_by(argument, rule, paths)
+
+
+def unmet_by(argument: str, rule: Any, paths: list[str]) -> str:
+    """`unmet` for the paths of a tree."""
     found = [
-        each.code
+        each
         for each in _combinators(rule)
         if paths and not any(each.whole.search(path) for path in paths)
     ]
     if not found:
         return ""
+    near = difflib.get_close_matches(found[0].pattern, paths, n=1, cutoff=0)
     return (
-        f"\nNo parameter has a path that {' or '.join(found)} matches. Patterns are "
-        "regular expressions for whole components of a path, such as those of "
-        f"{paths[0]!r}: correct the pattern, or leave it out. If one rule is to serve "
-        "models that lack such leaves, pass a function of your own that calls it: "
-        "lambda path, leaf: rule(path, leaf)."
+        f"\n{argument} has a pattern that matches no parameter: "
+        f"{', '.join(each.code for each in found)}. Patterns are regular expressions "
+        f"for whole components of a path, such as those of {near[0]!r}: correct it, or "
+        "leave it out. (Gradients need the leaves that init had.) A rule that is to "
+        "serve several models, or parts of one (frozen layers, a filter `wrt`), is a "
+        "function of your own that calls it: lambda path, leaf: rule(path, leaf)."
     )
 
 
+def _is_masked(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
+
+
 def _combinators(rule: Any) -> "Iterator[_Combinator]":
-    while isinstance(rule, _Combinator):
-        yield rule
+    while isinstance(rule, Asking):
+        if isinstance(rule, _Combinator):
+            yield rule
         rule = rule.inner
 
 
-@dataclasses.dataclass(frozen=True)
-class _Combinator(abc.ABC):
+class Asking:
+    """A rule that asks another one, `inner`."""
+
+    inner: AnyRule
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # equal if the same, as functions
+class _Combinator(Asking, abc.ABC):
     """What `stacked` and `fused` share: a rule of another, for paths that match.
 
     Attributes:
@@ -168,7 +192,7 @@ class _Combinator(abc.ABC):
         return components(self.pattern)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Stacked(_Combinator):
     axis: int
 
@@ -203,7 +227,7 @@ class _Stacked(_Combinator):
         return axes.stacked(at, shape)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Fused(_Combinator):
     argument: str  # of MatrixAxes
     lengths: tuple[int, ...]

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optax_muon._by_path import MISSING
 from optax_muon._layout import Spec
@@ -31,25 +31,21 @@ def explicit_axes(mesh: Any) -> tuple[str, ...]:
     )
 
 
-def told_spec(
-    leaf: Any, entry: Any, seen: Any, mesh: Any, manual: Any, kept_out: Any
-) -> Spec:
+def told_spec(leaf: Any, entry: Any, mesh: Any, manual: Any, kept_out: Any) -> Spec:
     """The spec of an entry.
 
     Args:
       leaf: an array, or anything with shape and dtype.
       entry: NamedSharding or PartitionSpec.
-      seen: the mesh whose axes the entry may name.
-      mesh: the entries' own mesh, of devices; None where the context has it.
+      mesh: whose axes the entry may name.
       manual: mesh axes over which the leaf is cut already, within `shard_map`.
       kept_out: those of `KeepOut`.
 
     Raises:
       ValueError: the reason why leaf and entry do not go together.
     """
-    spec = _fitting(entry, jnp.shape(leaf), seen, manual)
+    spec = _fitting(entry, jnp.shape(leaf), mesh, manual)
     _check_type(leaf, spec, set(manual) - set(kept_out))
-    _check_devices(leaf, mesh)
     return spec
 
 
@@ -129,19 +125,4 @@ def _check_type(leaf: Any, spec: Spec, held_apart: set[str]) -> None:
         raise ValueError(
             f"it differs along mesh axes {varying}, which its spec says hold copies; "
             "average gradients over them first (jax.lax.pmean), or KeepOut them"
-        )
-
-
-def _check_devices(leaf: Any, mesh: Any) -> None:
-    """Raise if an array, outside jit, lies on other devices than the mesh has."""
-    known = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
-    if not (known and leaf.committed and isinstance(mesh, Mesh)):
-        return
-    own, told = leaf.sharding, tuple(mesh.devices.flat)
-    ordered = isinstance(own, NamedSharding)
-    there = tuple(own.mesh.devices.flat) if ordered else own.device_set
-    if there != (told if ordered else set(told)):
-        raise ValueError(
-            f"it lies on {len(own.device_set)} device(s), but the mesh has {len(told)},"
-            " and JAX needs the same ones in the same order"
         )

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from optax_muon import _checks
-from optax_muon._combinators import unmet
+from optax_muon._combinators import Asking, unmet
 from optax_muon._enclosing import enclosing_matrix_axes
 from optax_muon._functions import OrthogonalizerLike
 from optax_muon._matrix_axes import MatrixAxes, Path, UndecidedLeafError, path_name
@@ -146,25 +146,37 @@ def flax_norm_balls(
     >>> flax_norm_balls()(path, jax.ShapeDtypeStruct((8,), "float32"))
     NormBall('column', radius=1.0, fan_in=(), fan_out=(0,))
     """
+    return _FlaxNormBalls(hidden, embedding, head, vector, tied, inner)
 
-    def rule(path: Path, leaf: Any) -> NormBall:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _FlaxNormBalls(Asking):
+    """What `flax_norm_balls` returns."""
+
+    hidden: float
+    embedding: float
+    head: float
+    vector: float
+    tied: bool
+    inner: Rule
+
+    def __call__(self, path: Path, leaf: Any) -> NormBall:
         rank, role = len(leaf.shape), flax_role(path)
-        axes = inner(path, leaf)
+        axes = self.inner(path, leaf)
         if axes is not None:
             sides = {f.name: getattr(axes, f.name) for f in dataclasses.fields(axes)}
-            return NormBall("spectral", hidden, **sides)
+            return NormBall("spectral", self.hidden, **sides)
         if role == "vector" or rank < 2:
-            return NormBall("column", vector, fan_in=(), fan_out=tuple(range(rank)))
+            outputs = tuple(range(rank))
+            return NormBall("column", self.vector, fan_in=(), fan_out=outputs)
         inputs = tuple(range(rank - 1))
-        if role == "embedding" and tied:
-            return NormBall("sign", head, fan_in=-1, fan_out=inputs)
+        if role == "embedding" and self.tied:
+            return NormBall("sign", self.head, fan_in=-1, fan_out=inputs)
         if role in ("embedding", "position"):
-            return NormBall("column", embedding, fan_in=inputs, fan_out=-1)
+            return NormBall("column", self.embedding, fan_in=inputs, fan_out=-1)
         if role == "head" and rank == 2:
-            return NormBall("sign", head, fan_in=0, fan_out=1)
+            return NormBall("sign", self.head, fan_in=0, fan_out=1)
         raise UndecidedLeafError("no embedding, head or vector by its names")
-
-    return rule
 
 
 def scale_by_lmo(
@@ -246,7 +258,7 @@ def _balls(rule: Rule, tree: Any) -> Any:
         except UndecidedLeafError as error:
             name = path_name(path)
             failures.append(f"  {name}  {leaf.shape} {leaf.dtype}: {error}")
-    no_match = unmet(rule, tree)
+    no_match = unmet("norm_balls", rule, tree)
     if failures:
         raise ValueError(
             "scale_by_lmo needs a NormBall for every leaf, but has none for these:\n"
@@ -256,5 +268,5 @@ def _balls(rule: Rule, tree: Any) -> Any:
             "inner=optax_muon.flax_norm_balls()), or a tree of NormBall." + no_match
         )
     if no_match:
-        raise ValueError(f"norm_balls says something of no parameter.{no_match}")
+        raise ValueError(f"scale_by_lmo: {no_match.strip()}")
     return jax.tree.unflatten(treedef, balls)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from optax_muon._combinators import components
+from optax_muon._combinators import components, unmet_by
 from optax_muon._matrix_axes import MatrixAxes, Path, UndecidedLeafError, path_name
 from optax_muon._rules import Rule
 
@@ -37,10 +37,12 @@ class ModelChoices:
             _check_choice("adamw", choice, module, classes)
         _check_others(self._others, module, classes)
         self._met: list[tuple[str, Choice]] = []
+        self._names: list[str] = []  # of all leaves
 
     def sends_to_adamw(self, paths: tuple[Path, ...], modules: tuple[Any, ...]) -> bool:
         """Whether `adamw` names the leaf, by any of its paths."""
         names = _joined(paths)
+        self._names += names
         meeting = [choice for choice in self._adamw if _meets(choice, names, modules)]
         self._met += [("adamw", choice) for choice in meeting]
         return bool(meeting)
@@ -95,14 +97,18 @@ class ModelChoices:
             for argument, choice in given
             if not any(argument == a and choice is c for a, c in self._met)
         ]
-        if not unused:
-            return []
-        return [
-            f"{function} was given choices that meet no parameter: {unused}. "
-            "Patterns are regular expressions of whole components of a path; "
-            "others is asked for parameters alone that neither adamw, nor names, "
-            "nor the model decide: change the tree that comes back for those."
-        ]
+        complaints = []
+        if unused:
+            complaints.append(
+                f"{function} was given choices that meet no parameter: {unused}. "
+                "Patterns are regular expressions of whole components of a path; "
+                "others is asked for parameters alone that neither adamw, nor names, "
+                "nor the model decide: change the tree that comes back for those."
+            )
+        no_match = unmet_by("others", self._rule, self._names)
+        if no_match:
+            complaints.append(f"{function}: {no_match.strip()}")
+        return complaints
 
 
 def _joined(paths: tuple[Path, ...]) -> list[str]:

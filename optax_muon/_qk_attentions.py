@@ -56,7 +56,7 @@ def attentions(tree: Any, rule: QKRule) -> dict[Names, Attention]:
             found[names] = _attention(leaves)
         except UndecidedLeafError as error:
             problems.append(f"  {_joined(names)}: {error}")
-    no_match = unmet(rule, tree)
+    no_match = unmet("rule", rule, tree)
     if problems:
         raise ValueError(
             "qk_clip cannot clip these leaves and attentions:\n"
@@ -67,7 +67,7 @@ def attentions(tree: Any, rule: QKRule) -> dict[Names, Attention]:
             "or vmap." + no_match
         )
     if no_match:
-        raise ValueError(f"qk_clip's rule says something of no parameter.{no_match}")
+        raise ValueError(f"qk_clip: {no_match.strip()}")
     return found
 
 

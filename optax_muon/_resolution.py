@@ -57,11 +57,11 @@ def routes(tree: Any, matrix_axes: MatrixAxesLike = None) -> list[Route]:
             found.append(Route(name, shape, dtype, view))
         except UndecidedLeafError as error:
             failures.append(f"  {name}  {shape} {dtype}: {error}")
-    no_match = unmet(rule, tree)
+    no_match = unmet("matrix_axes", rule, tree)
     if failures:
         raise ValueError(_undecided(failures, found) + no_match)
     if no_match:
-        raise ValueError(f"matrix_axes says something of no parameter.{no_match}")
+        raise ValueError(no_match.strip())
     return found
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from optax_muon._by_path import entries_by_path
 from optax_muon._enclosing import enclosing_sharding
@@ -148,7 +148,7 @@ def _told_layout(
     for (path, leaf), entry in zip(flat, entries, strict=True):
         local = jnp.shape(leaf)
         try:
-            spec = told_spec(leaf, entry, seen, mesh, manual, kept_out)
+            spec = told_spec(leaf, entry, seen, manual, kept_out)
             specs.append(spec)
             shapes.append(global_shape(local, spec, seen, manual))
         except ValueError as error:
@@ -161,6 +161,7 @@ def _told_layout(
             + "\nPass the shardings that the parameters have: "
             "optax_muon.shardings_of(params) reads them."
         )
+    _check_devices(flat, mesh, transformation)
     return Layout(
         tuple(shapes),
         tuple(specs),
@@ -168,6 +169,38 @@ def _told_layout(
         enter=tuple(name for name in seen.axis_names if name not in manual),
         mesh=mesh if context.empty else None,
     )
+
+
+def _check_devices(
+    flat: list[tuple[Path, Any]], mesh: Any, transformation: str
+) -> None:
+    """Raise if arrays, outside jit, lie on other devices than the mesh has."""
+    if isinstance(jnp.zeros(()), jax.core.Tracer) or not isinstance(mesh, Mesh):
+        return  # arrays that jit finds are constants: JAX moves those
+    told = list(mesh.devices.flat)
+    for path, leaf in flat:
+        there = _devices(leaf)
+        if there in ([], told):
+            continue
+        ids = [str([d.id for d in devices][:9]) for devices in (there, told)]
+        raise ValueError(
+            f"{transformation}: sharding is of a mesh of the {len(told)} device(s) "
+            f"{ids[1]}, but {path_name(path)} lies on the {len(there)} device(s) "
+            f"{ids[0]}; JAX needs the same ones in the same order. Put the parameters "
+            "there first, jax.device_put(params, sharding), or pass a sharding of the "
+            "mesh on which they lie."
+        )
+
+
+def _devices(leaf: Any) -> list[Any]:
+    """Where an array is held, in order, if that is known and not for JAX to choose."""
+    known = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    if not known or not leaf.committed:
+        return []
+    own: Any = leaf.sharding
+    if isinstance(own, NamedSharding):
+        return list(own.mesh.devices.flat)
+    return list(own.device_set) if len(own.device_set) == 1 else []
 
 
 def _is_entry(x: Any) -> bool:

@@ -13,6 +13,7 @@ from optax_muon import (
     axes_from_linen,
     axes_from_nnx,
     flax_matrix_axes,
+    stacked,
 )
 
 X = jax.ShapeDtypeStruct((2, 8), jnp.float32)
@@ -37,6 +38,17 @@ def test_others_may_not_use_a_stacked_axis():
     axes = MatrixAxes(-2, -1)
     found = axes_from_linen(Scanned(), X, others={"w": axes})
     assert found == {"layers": {"w": axes}}
+
+
+def test_others_with_patterns_that_match_nothing():
+    rule = stacked("layer", inner=lambda path, leaf: MatrixAxes(0, 1))
+    with pytest.raises(
+        ValueError, match=r"cannot[\s\S]*others has a pattern .*'layer'.*'layers/w'"
+    ):
+        axes_from_linen(Scanned(), X, others=rule)
+    rule = stacked("layers", inner=rule)
+    with pytest.raises(ValueError, match=r"axes_from_linen: others has a pattern"):
+        axes_from_linen(Scanned(), X, others=rule)
 
 
 class OfTuples(nn.Module):

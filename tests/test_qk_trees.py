@@ -142,7 +142,9 @@ class TestRules:
     def test_patterns_that_match_nothing(self, rng):
         params = attention(rng, bias=False)
         rule = stacked("layers", inner=flax_qk_leaves)
-        with pytest.raises(ValueError, match=r"that stacked\('layers'\) matches"):
+        with pytest.raises(
+            ValueError, match=r"matches no parameter: stacked\('layers'\)"
+        ):
             qk_clip(rule=rule).init(params)
         params["query"]["kernel"] = jnp.ones((2, D, 4, HEAD_DIM))  # undecided, too
         with pytest.raises(ValueError, match=r"cannot clip[\s\S]*stacked\('layers'\)"):

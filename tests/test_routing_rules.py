@@ -1,5 +1,7 @@
 """Rules, the default one and others: what they decide and what they refuse."""
 
+import dataclasses
+import pickle
 import re
 
 import jax
@@ -167,8 +169,9 @@ def test_stacked_matches_whole_components(pattern, path, matches):
     if matches:
         assert table_of(plan(leaf, stacked(pattern)))[path] == ("muon", (6, 4), 7)
         return
-    message = rf"cannot decide[\s\S]*  {path}  [\s\S]*\nNo parameter has a path that "
-    with pytest.raises(ValueError, match=message + re.escape(f"stacked({pattern!r})")):
+    message = rf"cannot decide[\s\S]*  {path}  [\s\S]*\nmatrix_axes has a pattern that "
+    message += r"matches no parameter: " + re.escape(f"stacked({pattern!r})")
+    with pytest.raises(ValueError, match=message):
         plan(leaf, stacked(pattern))
 
 
@@ -287,26 +290,54 @@ FUSED = {"qkv": {"kernel": jnp.ones((6, 8)), "bias": jnp.ones(8)}}
         optax_muon.route(
             optax_muon.scale_by_muon(), optax.sgd(0.1), matrix_axes=MISSPELT
         ),
+        optax_muon.scale_by_muon(matrix_axes=MISSPELT),
         optax_muon.scale_by_lmo(stacked("qvk", inner=optax_muon.flax_norm_balls())),
+        optax_muon.scale_by_lmo(optax_muon.flax_norm_balls(inner=MISSPELT)),
     ],
-    ids=["muon", "inner", "route", "lmo"],
+    ids=["muon", "inner", "route", "part", "lmo", "inner of lmo"],
 )
 def test_patterns_that_match_no_parameter(tx):
-    message = r"of no parameter\.\nNo parameter has a path that \w+\('qvk'\) matches\."
+    message = r"a pattern that matches no parameter: \w+\('qvk'\)\. [\s\S]* 'qkv/\w+'"
     with pytest.raises(ValueError, match=message):
         tx.init(FUSED)
 
 
-def test_patterns_that_match_masked_leaves_alone():
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"encoder": True, "decoder": False},
+        {"encoder": True, "decoder": {"qkv": {"kernel": False, "bias": False}}},
+        lambda params: {"encoder": True, "decoder": False},
+    ],
+    ids=["branch", "leaves", "function"],
+)
+def test_patterns_that_match_masked_leaves_alone(mask):
     """As where one optimizer has the attentions, and this one has the rest."""
-    rule = optax_muon.fused("qkv", (4, 4))
-    params = FUSED | {"up": jnp.ones((6, 4))}
-    mask = {"qkv": False, "up": True}
-    tx = optax_muon.scale_by_muon(matrix_axes=rule)
+    rule = optax_muon.fused("decoder/qkv", (4, 4))
+    params = {"encoder": jnp.ones((6, 4)), "decoder": FUSED}
+    tx = optax_muon.muon(0.1, matrix_axes=rule)
     optax.masked(tx, mask).init(params)
-    tx.init({"qkv": None, "up": params["up"]})
-    with pytest.raises(ValueError, match="'qkv'"):
-        tx.init({"up": params["up"]})
+    names = {"encoder": "a", "decoder": "b"}
+    both = optax.partition({"a": tx, "b": tx}, names)
+    updates, _ = both.update(params, both.init(params), params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    part = optax_muon.scale_by_muon(matrix_axes=rule)
+    part.init({"encoder": params["encoder"], "decoder": {"qkv": None}})
+    with pytest.raises(ValueError, match="decoder/qkv"):
+        part.init({"encoder": params["encoder"]})
+
+
+def test_combinators_are_as_good_as_functions():
+    """Any callable may be asked, and rules be sent to other processes."""
+
+    @dataclasses.dataclass  # not frozen, so without a hash
+    class Mine:
+        def __call__(self, path, leaf):
+            return optax_muon.flax_matrix_axes(path, leaf)
+
+    assert hash(stacked("layers", inner=Mine())) is not None
+    rule = pickle.loads(pickle.dumps(optax_muon.fused("qkv", (4, 4))))
+    assert plan(FUSED, rule).leaves[1].parts == ((6, 4), (6, 4))
 
 
 def test_a_rule_for_several_models_is_a_function_of_ones_own():

@@ -1,5 +1,7 @@
 """The argument `sharding`: what it may be, what is refused, and what makes it."""
 
+import functools
+import re
 import types
 
 import flax.linen as nn
@@ -124,23 +126,30 @@ class TestRefused:
             scale_by_muon(sharding=sharding).init(PARAMS)
 
     @pytest.mark.parametrize(
-        ("lies_on", "count"),
-        [("one", 1), ("half", 4), ("reversed", 8)],
+        ("lies_on", "ids"),
+        [("one", "[0]"), ("half", "[0, 1, 2, 3]"), ("reversed", "[7, 6, 5, 4")],
     )
-    def test_another_mesh_than_the_parameters(self, mesh, lies_on, count):
+    def test_another_mesh_than_the_parameters(self, mesh, lies_on, ids):
         """Outside jit; within, JAX's own error names the devices of both."""
         devices = np.array(jax.devices())
         own = {"one": devices[:1], "half": devices[:4], "reversed": devices[::-1]}
         lying = NamedSharding(jax.sharding.Mesh(own[lies_on], ("x",)), P())
         params = jax.device_put(PARAMS, devices[0] if lies_on == "one" else lying)
         sharding = NamedSharding(mesh, P("fsdp"))
-        reason = rf"kernel.*it lies on {count} device\(s\), but the mesh has 8"
+        reason = rf"the 8 device\(s\) \[0, 1.*kernel lies on .*{re.escape(ids)}"
         for tx in (
             scale_by_muon(sharding=sharding),
             optax_muon.muon(1, sharding=sharding),
         ):
             with pytest.raises(ValueError, match=reason):
                 tx.init(params)
+            tx.init(jax.device_put(params, sharding))  # the remedy
+            # Arrays that a traced function finds are constants, which JAX moves.
+            whole = NamedSharding(mesh, P())
+            jax.jit(functools.partial(tx.init, params), out_shardings=whole)()
+            jax.eval_shape(functools.partial(tx.init, params))
+            with pytest.raises(ValueError, match=reason):  # no constants of vmap
+                jax.vmap(lambda _, tx=tx: tx.init(params))(jnp.ones(2))
         assert placements(sharding, params) == placements(sharding)  # a plan may ask
 
     def test_leaves_without_an_entry_and_entries_without_a_leaf(self, mesh):
