@@ -208,11 +208,11 @@ class TestTraining:
         )
         return nnx.split(attention, nnx.Param)
 
-    def train(self, rng, clip, steps=100):
+    def train(self, rng, clip, steps=200):
         """Largest logits of each step, and those that its unclipped update leads to."""
         x, y = self.data(rng)
         graph, params = self.attention(x)
-        tx = muon(0.5, momentum=0.95, scale="width", adam_learning_rate=1e-3)
+        tx = muon(0.25, momentum=0.95, scale="width", adam_learning_rate=1e-3)
 
         def loss(params):
             forward = nnx.capture(nnx.merge(graph, params), nnx.Intermediate)
@@ -261,7 +261,9 @@ class TestTraining:
         growth = np.maximum(unclipped[:-1] / before, 1)
         assert (after <= TAU * growth * (1 + 1e-4)).all()
         assert (before > TAU).sum() > 20
-        # 1.35 with this version of JAX, 1.40 with the oldest; without clipping, logits
-        # reach more than 50 tau.
+        # Training is chaotic, so that processors and versions of JAX give runs of their
+        # own. A step's growth less 1 is nearly proportional to the rate: at this one it
+        # is 0.23 to 0.34 over twelve seeds, at twice the rate 0.37 to 0.59. Without
+        # clipping, logits reach 22 to 79 tau.
         assert (growth[before > TAU] < 1.5).all()
         assert largest.max() < 2 * TAU
